@@ -1,0 +1,1 @@
+"""Captions and a language model in, a prior file out."""

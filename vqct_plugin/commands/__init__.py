@@ -1,0 +1,1 @@
+"""The commands: flags mapped onto one function call each."""
