@@ -1,0 +1,54 @@
+"""What several rooms' tests use: small priors, and where the real data lies."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vqct_plugin.prior import CodebookPrior
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data that lies beside the project."""
+    data = SHARED / "data"
+    if not data.is_dir():
+        pytest.skip("the folder of real data, ../shared/data, is not beside the project")
+    return data
+
+
+def make_prior(sizes=(30, 50), dim=12, n_edges=120, seed=0, parts=None) -> CodebookPrior:
+    """A prior of made-up words: random vectors, edges between the parts, some words left without an edge."""
+    rng = np.random.RandomState(seed)
+    parts = parts or ("adjective", "noun", "verb")[: len(sizes)]
+    pos = np.repeat(np.arange(len(sizes)), sizes)
+    n = len(pos)
+    # the first few words of each part have the same spelling: orange the colour, orange the fruit
+    place = np.arange(n) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    words = [f"both{i}" if i < 5 else f"{parts[p]}{i}" for i, p in zip(place, pos)]
+    ends = rng.randint(0, max(n - 4, 1), size=(2, 4 * n_edges)) if len(sizes) > 1 else np.zeros((2, 0), dtype=int)
+    ends = ends[:, pos[ends[0]] != pos[ends[1]]][:, :n_edges]
+    return CodebookPrior(
+        words=words,
+        part_of_speech=pos,
+        count=rng.randint(0, 1000, size=n),
+        vectors=rng.randn(n, dim).astype(np.float32),
+        edges=ends,
+        edge_count=rng.randint(1, 30, size=ends.shape[1]),
+        parts=parts,
+        provenance={"language_model": f"made up from seed {seed}"},
+    )
+
+
+@pytest.fixture
+def prior() -> CodebookPrior:
+    return make_prior()
