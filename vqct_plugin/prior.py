@@ -352,7 +352,7 @@ def _checked_integers(array: Any, name: str, shape: Tuple[Optional[int], ...], l
     if array.dtype.kind not in "iu":
         raise PriorError(f"{name} has dtype {array.dtype}; expected integers")
     if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
-        expected = "(" + ", ".join("E" if size is None else str(size) for size in shape) + ")"
+        expected = "(" + "".join("E" if size is None else f"{size}, " for size in shape).rstrip() + ")"
         raise PriorError(f"{name} has shape {array.shape}; expected {expected}")
     if array.size and (int(array.min()) < low or int(array.max()) > high):
         bad = int(array.min()) if int(array.min()) < low else int(array.max())

@@ -1,0 +1,356 @@
+"""The prior and its file: what goes in comes out, and whatever is wrong is refused with one type of error."""
+
+import json
+import os
+import pickle
+import random
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load as read_arrays
+from safetensors.numpy import save as safetensors_bytes
+
+from tests.conftest import ROOT, make_prior
+from vqct_plugin.prior import CodebookPrior, PriorError
+
+PARTS = ("adjective", "noun")
+
+
+def small(**changes):
+    """red, orange the colour; wheel, orange the fruit."""
+    values = {
+        "words": ["wheel", "red", "orange", "orange"],
+        "part_of_speech": [1, 0, 0, 1],
+        "count": [5, 7, 9, 2],
+        "vectors": np.arange(12, dtype=np.float32).reshape(4, 3),
+        "edges": [[1, 3, 0], [0, 2, 1]],
+        "edge_count": [3, 1, 4],
+        "provenance": {"language_model": "by hand"},
+    }
+    return CodebookPrior(**{**values, **changes})
+
+
+def same(a, b):
+    arrays = ("part_of_speech", "count", "vectors", "edges", "edge_count")
+    return (
+        (a.words, a.parts, a.provenance) == (b.words, b.parts, b.provenance)
+        and a.vectors.dtype == b.vectors.dtype
+        and all(np.array_equal(getattr(a, name), getattr(b, name)) for name in arrays)
+    )
+
+
+def test_words_are_sorted_and_everything_follows():
+    prior = small()
+    assert prior.words == ("orange", "red", "wheel", "orange")
+    assert prior.part_of_speech.tolist() == [0, 0, 1, 1]
+    assert prior.count.tolist() == [9, 7, 5, 2]
+    assert prior.vectors[:, 0].tolist() == [6, 3, 0, 9]
+    assert prior.sizes == {"adjective": 2, "noun": 2}
+    # red - wheel was given twice, from either end: once now, 3 + 4
+    assert prior.edges.tolist() == [[0, 1], [3, 2]]
+    assert prior.edge_count.tolist() == [1, 7]
+
+
+def test_the_order_things_are_given_in_does_not_matter():
+    prior = make_prior()
+    order = np.random.RandomState(3).permutation(len(prior))
+    place = np.argsort(order)
+    edge_order = np.random.RandomState(4).permutation(prior.edges.shape[1])
+    shuffled = CodebookPrior(
+        [prior.words[i] for i in order],
+        prior.part_of_speech[order],
+        prior.count[order],
+        prior.vectors[order],
+        place[prior.edges][::-1][:, edge_order],
+        prior.edge_count[edge_order],
+        prior.parts,
+        prior.provenance,
+    )
+    assert same(prior, shuffled)
+    assert prior.fingerprint == shuffled.fingerprint
+
+
+def test_look_up_and_neighbours():
+    prior = small()
+    assert prior.index("red") == 1
+    assert (prior.index("orange", "adjective"), prior.index("orange", "noun")) == (0, 3)
+    assert prior.neighbours("wheel") == [("red", "adjective", 7)]
+    assert prior.neighbours("orange", "noun") == [("orange", "adjective", 1)]
+    assert "red" in prior
+    assert "reed" not in prior
+    with pytest.raises(PriorError, match="no word 'reed' in this prior; close to it: red"):
+        prior.index("reed")
+    with pytest.raises(PriorError, match="several parts of speech \\('adjective', 'noun'\\): say which"):
+        prior.index("orange")
+    with pytest.raises(PriorError, match="unknown part of speech 'verb'"):
+        prior.index("orange", "verb")
+    with pytest.raises(PriorError, match="no word 'red' of part 'noun'"):
+        prior.index("red", "noun")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_what_is_saved_is_loaded(tmp_path, dtype):
+    prior = make_prior((20, 30, 10))
+    prior = CodebookPrior(
+        **{**vars_of(prior), "vectors": prior.vectors.astype(dtype), "provenance": {"a": [1, {"ü": None}]}}
+    )
+    prior.save(tmp_path / "p.safetensors")
+    loaded = CodebookPrior.load(tmp_path / "p.safetensors")
+    assert same(prior, loaded)
+    assert loaded.vectors.dtype == dtype
+    loaded.save(tmp_path / "again.safetensors")
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "p.safetensors").read_bytes()
+
+
+def vars_of(prior):
+    names = ("words", "part_of_speech", "count", "vectors", "edges", "edge_count", "parts", "provenance")
+    return {name: getattr(prior, name) for name in names}
+
+
+def test_the_same_prior_has_the_same_bytes_in_every_process(tmp_path):
+    code = (
+        "import sys; from tests.conftest import make_prior; "
+        "make_prior().save(sys.argv[1])"
+    )
+    files = [tmp_path / f"{seed}.safetensors" for seed in (0, 1, 2)]
+    for seed, file in enumerate(files):
+        environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", code, str(file)], check=True, env=environment, cwd=str(ROOT))
+    assert len({file.read_bytes() for file in files}) == 1
+
+
+def test_saving_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path):
+    file = tmp_path / "p.safetensors"
+    small().save(file)
+    before = file.read_bytes()
+    with pytest.raises(PriorError, match="exists; pass overwrite=True"):
+        make_prior().save(file)
+    assert file.read_bytes() == before
+    make_prior().save(file, overwrite=True)
+    assert same(CodebookPrior.load(file), make_prior())
+    assert os.listdir(tmp_path) == ["p.safetensors"]
+    assert stat.S_IMODE(file.stat().st_mode) & 0o400
+    with pytest.raises(PriorError, match="could not write the prior"):
+        small().save(tmp_path / "no folder" / "p.safetensors")
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
+    file = tmp_path / "p.safetensors"
+    small().save(file)
+    before = file.read_bytes()
+
+    def disk_full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(PriorError, match="No space left on device"):
+        make_prior().save(file, overwrite=True)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["p.safetensors"]
+
+
+def test_arrays_cannot_be_written_into():
+    with pytest.raises(ValueError, match="read-only"):
+        small().vectors[0, 0] = 1
+
+
+def test_select_keeps_the_most_frequent_and_the_edges_among_them():
+    prior = make_prior((30, 60))
+    chosen = prior.select(30)
+    assert chosen.sizes == {"adjective": 10, "noun": 20}
+    assert chosen.words == prior.words[:10] + prior.words[30:50]
+    kept = {(prior.words[a], prior.words[b]): c for (a, b), c in zip(prior.edges.T, prior.edge_count)}
+    kept = {pair: c for pair, c in kept.items() if pair[0] in chosen.words[:10] and pair[1] in chosen.words[10:]}
+    found = {(chosen.words[a], chosen.words[b]): c for (a, b), c in zip(chosen.edges.T, chosen.edge_count)}
+    assert found == kept
+    assert len(found) > 0
+
+
+def test_select_by_hand_by_part_and_all():
+    prior = make_prior((30, 60))
+    assert prior.select({"noun": 2, "adjective": 5}).sizes == {"adjective": 5, "noun": 2}
+    assert prior.select(7, ["noun"]).words == prior.words[30:37]
+    assert prior.select(90).fingerprint == prior.fingerprint
+    # in whichever order the parts are named, they come in the prior's
+    assert prior.select(9, ["noun", "adjective"]).parts == PARTS
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 99), (50, 50), (3, 1000, 7)])
+def test_shares_add_up_and_every_part_keeps_one(sizes):
+    prior = make_prior(sizes)
+    for n_e in {len(sizes), len(sizes) + 1, sum(sizes) // 2 + 1, sum(sizes) - 1, sum(sizes)}:
+        if not len(sizes) <= n_e <= sum(sizes):
+            continue
+        shares = list(prior.select(n_e).sizes.values())
+        assert sum(shares) == n_e
+        assert all(1 <= share <= size for share, size in zip(shares, sizes))
+        # never more than one word from the exact share, but for the one word that a tiny part keeps
+        assert all(abs(s - n_e * size / sum(sizes)) < len(sizes) for s, size in zip(shares, sizes))
+
+
+SELECT_REFUSALS = [
+    (91, "only 90 words.*write 90 \\(in a host's YAML: n_embed: 90\\)"),
+    (1, "expected an integer from 2"),
+    (True, "expected an integer"),
+    (10.0, "expected an integer"),
+    ({"adjective": 3}, "expected a number for each"),
+    ({"adjective": 3, "noun": 61}, "asks for 61 of part 'noun'; this prior has 1 to 60"),
+    ({"adjective": 0, "noun": 6}, "asks for 0"),
+]
+
+
+@pytest.mark.parametrize(("n_e", "sentence"), SELECT_REFUSALS)
+def test_select_refuses(n_e, sentence):
+    with pytest.raises(PriorError, match=sentence):
+        make_prior((30, 60)).select(n_e)
+
+
+REFUSALS = [
+    ({"words": "abcd"}, "words has to be a list of strings"),
+    ({"words": ["wheel", "red", "orange", ""]}, "words\\[3\\] is ''"),
+    ({"words": ["wheel", "red", "orange", 5]}, "words\\[3\\] is 5"),
+    ({"words": ["wheel", "red", "orange", "a\nb"]}, "printable"),
+    ({"words": ["wheel", "orange", "orange", "orange"]}, "'orange' stands twice in part 'adjective'"),
+    ({"words": []}, "words is empty"),
+    ({"part_of_speech": [0, 1, 2, 0]}, "part_of_speech holds 2; expected values from 0 to 1"),
+    ({"part_of_speech": [0.0, 1.0, 1.0, 0.0]}, "dtype float64; expected integers"),
+    ({"part_of_speech": [0, 1]}, "part_of_speech has shape \\(2,\\); expected \\(4,\\)"),
+    ({"count": [5, -7, 9, 2]}, "count holds -7"),
+    ({"count": [5, 2**60, 9, 2]}, "count holds"),
+    ({"vectors": np.full((4, 3), np.nan, dtype=np.float32)}, "vector of word 0 holds NaN"),
+    ({"vectors": np.full((4, 3), np.inf, dtype=np.float16)}, "NaN or infinite"),
+    ({"vectors": np.zeros((4, 3))}, "dtype float64; expected float16 or float32"),
+    ({"vectors": np.zeros((5, 3), dtype=np.float32)}, "expected \\(4, d\\)"),
+    ({"vectors": np.zeros((4, 0), dtype=np.float32)}, "expected \\(4, d\\)"),
+    ({"edges": [[0], [4]], "edge_count": [1]}, "edges holds 4; expected values from 0 to 3"),
+    ({"edges": [[0], [-1]], "edge_count": [1]}, "edges holds -1"),
+    ({"edges": [[0], [3]], "edge_count": [1]}, "ties 'wheel' and 'orange', both of part 'noun'"),
+    ({"edges": [[2], [2]], "edge_count": [1]}, "both of part 'adjective'"),
+    ({"edges": [[0, 1]], "edge_count": [1, 1]}, "edges has shape \\(1, 2\\); expected \\(2, E\\)"),
+    ({"edge_count": [3, 0, 1]}, "edge_count holds 0; expected values from 1"),
+    ({"edge_count": [3, 1]}, "edge_count has shape \\(2,\\); expected \\(3,\\)"),
+    ({"parts": ("noun", "noun")}, "named once"),
+    ({"parts": []}, "parts is empty"),
+    ({"provenance": {"when": np.zeros(3)}}, "plain JSON"),
+    ({"provenance": {"loss": float("nan")}}, "plain JSON"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), REFUSALS)
+def test_refuses_what_is_no_prior(changes, sentence):
+    with pytest.raises(PriorError, match=sentence):
+        small(**changes)
+
+
+def parts_of_a_file(tmp_path):
+    """The header and the arrays of a good file, to be damaged one by one."""
+    file = tmp_path / "good.safetensors"
+    small().save(file)
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["vqct_prior"])
+    return header, read_arrays(data)
+
+
+FILE_REFUSALS = {
+    "another format": (lambda h, a: h.update(format="words"), "does not say it is a 'vqct_prior'"),
+    "another version": (lambda h, a: h.update(version=2), "format version 2; this release of vqct_plugin reads 1"),
+    "no version": (lambda h, a: h.pop("version"), "format version None"),
+    "no words": (lambda h, a: h.pop("words"), "no list called 'words'"),
+    "fewer words": (lambda h, a: h["words"].pop(), "expected \\(3,\\)"),
+    "no fingerprint": (lambda h, a: h.pop("fingerprint"), "no str called 'fingerprint'"),
+    "provenance no mapping": (lambda h, a: h.update(provenance=3), "no dict called 'provenance'"),
+    "a missing array": (lambda h, a: a.pop("edges"), "the array 'edges' is missing"),
+    "float64 vectors": (lambda h, a: a.update(vectors=np.zeros((4, 3))), "vectors is stored as F64; expected F16 or"),
+    "int64 edges": (lambda h, a: a.update(edges=a["edges"].astype(np.int64)), "edges is stored as I64; expected I32"),
+    "a wrong shape": (lambda h, a: a.update(count=a["count"][:2]), "count has shape \\(2,\\)"),
+    "NaN": (lambda h, a: a["vectors"].__setitem__((0, 0), np.nan), "holds NaN"),
+    "an edge out of range": (lambda h, a: a["edges"].__setitem__((0, 0), 9), "edges holds 9"),
+    "an edge within a part": (lambda h, a: a["edges"].__setitem__((1, 0), 1), "both of part 'adjective'"),
+    "a negative count": (lambda h, a: a["count"].__setitem__(0, -1), "count holds -1"),
+    "a duplicate": (lambda h, a: h["words"].__setitem__(1, "orange"), "'orange' stands twice"),
+    "other vectors": (lambda h, a: a["vectors"].__setitem__((0, 0), 7), "is damaged: its content does not match"),
+}
+
+
+@pytest.mark.parametrize("name", FILE_REFUSALS)
+def test_refuses_a_file_that_is_no_prior(tmp_path, name):
+    damage, sentence = FILE_REFUSALS[name]
+    header, arrays = parts_of_a_file(tmp_path)
+    arrays = {key: array.copy() for key, array in arrays.items()}
+    damage(header, arrays)
+    file = tmp_path / "bad.safetensors"
+    file.write_bytes(safetensors_bytes(arrays, metadata={"vqct_prior": json.dumps(header)}))
+    with pytest.raises(PriorError, match=sentence) as caught:
+        CodebookPrior.load(file)
+    assert "bad.safetensors" in str(caught.value)
+
+
+def test_refuses_other_files(tmp_path):
+    with pytest.raises(PriorError, match="does not exist; a prior is one file"):
+        CodebookPrior.load(tmp_path / "none.safetensors")
+    with pytest.raises(PriorError, match="is a folder"):
+        CodebookPrior.load(tmp_path)
+
+    class Harmful:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    renamed = tmp_path / "pickle.safetensors"
+    renamed.write_bytes(pickle.dumps({"adj_code_book_vec": Harmful()}))
+    with pytest.raises(PriorError, match="not a readable safetensors file"):
+        CodebookPrior.load(renamed)
+    assert not (tmp_path / "ran").exists()
+    plain = tmp_path / "model.safetensors"
+    plain.write_bytes(safetensors_bytes({"weight": np.zeros(3, dtype=np.float32)}))
+    with pytest.raises(PriorError, match="but not a prior"):
+        CodebookPrior.load(plain)
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    with pytest.raises(PriorError, match="not a readable"):
+        CodebookPrior.load(tmp_path / "empty.safetensors")
+
+
+def test_no_damage_to_a_good_file_gives_anything_but_a_prior_error(tmp_path):
+    """4,000 seeded mutations: bytes changed, inserted, cut out, and files cut short."""
+    file = tmp_path / "fuzz.safetensors"
+    small().save(file)
+    good, good_prior = file.read_bytes(), small()
+    rng = random.Random(0)
+    refused = 0
+    for trial in range(4000):
+        data = bytearray(good)
+        kind = trial % 4
+        at = rng.randrange(len(data))
+        if kind == 0:
+            data[at] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            for _ in range(rng.randrange(1, 6)):
+                data[rng.randrange(len(data))] = rng.randrange(256)
+        elif kind == 2:
+            del data[at:]
+        else:
+            data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
+        file.write_bytes(bytes(data))
+        try:
+            loaded = CodebookPrior.load(file)
+        except PriorError:
+            refused += 1
+        else:  # what the mutation left readable is the same prior, or its provenance alone differs
+            assert loaded.fingerprint == good_prior.fingerprint
+    assert refused > 3500
+
+
+def test_every_single_byte_of_the_header_length(tmp_path):
+    """The eight bytes that say how much to read: no value of them makes the reader allocate what is not there."""
+    file = tmp_path / "length.safetensors"
+    small().save(file)
+    good = file.read_bytes()
+    for at in range(8):
+        for value in range(256):
+            if good[at] != value:
+                file.write_bytes(good[:at] + bytes([value]) + good[at + 1 :])
+                with pytest.raises(PriorError):
+                    CodebookPrior.load(file)
