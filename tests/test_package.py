@@ -12,7 +12,7 @@ import pytest
 import vqct_plugin
 from tests.conftest import ROOT
 
-CORE = ("prior", "lookup", "transfer", "usage", "quantizer", "_precision", "_deferred")
+CORE = ("prior", "lookup", "transfer", "usage", "quantizer", "_torch", "_deferred")
 WINGS = ("transformers", "nltk", "lightning", "pytorch_lightning", "torchvision", "omegaconf", "taming", "matplotlib")
 
 

@@ -314,7 +314,7 @@ def test_a_module_cast_to_half_or_double_still_works():
 def test_compiled_agrees(training):
     quantizer = make("two", topk=2).train(training)
     reference = copy.deepcopy(quantizer)
-    compiled = torch.compile(quantizer, backend="aot_eager")
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)  # in one piece
     for _ in range(2):
         z = torch.randn(2, 24, 4, 4, requires_grad=True)
         ours, theirs = compiled(z), reference(z)

@@ -5,12 +5,12 @@ from one matrix product a block of vectors, in float32; where rounding could hav
 question are compared again in float64, by the difference itself.
 """
 
-from typing import Tuple
+from typing import Any, Callable, Dict, Tuple
 
 import torch
 from torch import Tensor
 
-from vqct_plugin._precision import at_least_float32, exact_float32_products, without_autocast
+from vqct_plugin._torch import at_least_float32, compiling, exact_float32_products, without_autocast
 
 # Scores of one block. On CPU a block stays in the cache between the product and the search for its minima.
 _BLOCK_SCORES_CPU = 1 << 20  # 4 MB
@@ -45,11 +45,7 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
         raise ValueError(f"z {tuple(z.shape)} and codes {tuple(codes.shape)}: expected (N, D) and (n, D) of one D")
     if not 1 <= k <= codes.shape[0]:
         raise ValueError(f"k is {k}; expected 1 to {codes.shape[0]}, the number of codes")
-    with torch.no_grad(), without_autocast(z.device), exact_float32_products():
-        z, codes = at_least_float32(z.detach()), at_least_float32(codes.detach())
-        if z.dtype != codes.dtype:
-            z, codes = z.double(), codes.double()
-        return _nearest_in_blocks(z, codes, k)
+    return _as_an_operator("nearest", z.detach(), codes.detach(), k)
 
 
 def nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
@@ -58,13 +54,25 @@ def nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
     Where two codes are nearly as close this keeps the choice that rounding makes there, so that a learned table gives
     the host's indices to the last bit. It goes by blocks of vectors; a block has the bits of the whole.
     """
-    norms = torch.sum(codes**2, dim=1)
-    found = []
+    return _as_an_operator("nearest_as_taming", z.detach(), codes.detach())
+
+
+def _nearest(z: Tensor, codes: Tensor, k: int) -> Tensor:
+    with torch.no_grad(), without_autocast(z.device), exact_float32_products():
+        z, codes = at_least_float32(z), at_least_float32(codes)
+        if z.dtype != codes.dtype:
+            z, codes = z.double(), codes.double()
+        return _nearest_in_blocks(z, codes, k)
+
+
+def _nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
     with torch.no_grad():
+        norms = torch.sum(codes**2, dim=1)
+        found = []
         for block in z.split(_rows_of_a_block(z, codes)):
             scores = torch.sum(block**2, dim=1, keepdim=True) + norms - 2 * torch.einsum("bd,nd->bn", block, codes)
             found.append(torch.argmin(scores, dim=1))
-    return torch.cat(found)
+        return torch.cat(found)
 
 
 def _rows_of_a_block(z: Tensor, codes: Tensor) -> int:
@@ -155,3 +163,24 @@ def _smallest(values: Tensor, k: int) -> Tuple[Tensor, Tensor]:
         taken_values.append(value)
         taken.append(index)
     return torch.cat(taken_values, dim=1), torch.cat(taken, dim=1)
+
+
+_FUNCTIONS: Dict[str, Callable[..., Tensor]] = {"nearest": _nearest, "nearest_as_taming": _nearest_as_taming}
+
+
+def _as_an_operator(name: str, *args: Any) -> Tensor:
+    """Call a function above; under ``torch.compile`` as one operator, which is not looked into.
+
+    What is above depends on the values (are any doubtful?), which would break the compiled graph in pieces.
+    """
+    if compiling() and hasattr(torch.ops.vqct_plugin, name):
+        found: Tensor = getattr(torch.ops.vqct_plugin, name)(*args)
+        return found
+    return _FUNCTIONS[name](*args)
+
+
+if hasattr(torch, "library") and hasattr(torch.library, "custom_op"):  # since torch 2.4
+    _nearest_operator = torch.library.custom_op("vqct_plugin::nearest", _nearest, mutates_args=())
+    _nearest_operator.register_fake(lambda z, codes, k: z.new_empty(z.shape[0], k, dtype=torch.int64))
+    _taming_operator = torch.library.custom_op("vqct_plugin::nearest_as_taming", _nearest_as_taming, mutates_args=())
+    _taming_operator.register_fake(lambda z, codes: z.new_empty(z.shape[0], dtype=torch.int64))

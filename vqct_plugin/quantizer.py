@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors
-from vqct_plugin._precision import at_least_float32, without_autocast
+from vqct_plugin._torch import at_least_float32, compiling, without_autocast
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.transfer import build_transfer
@@ -297,7 +297,7 @@ class CodebookTransferQuantizer(nn.Module):
             )
         if z.numel() == 0:
             raise ValueError(f"z has shape {tuple(z.shape)}, which holds no vector; expected B, H and W >= 1")
-        if _compiling():
+        if compiling():
             return  # a NaN still shows, in z_q and in the loss
         z = at_least_float32(z.detach())
         if z.device.type == "cpu" and torch.isfinite(z.sum()):
@@ -403,11 +403,6 @@ class CodebookTransferQuantizer(nn.Module):
 class _FrozenCodebook(NamedTuple):
     codes: Tensor
     weights: List[Tensor]  # the parameters it was computed from
-
-
-def _compiling() -> bool:
-    compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and compiler.is_compiling()
 
 
 def _mean_of(codes: Tensor, indices: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._precision import at_least_float32
+from vqct_plugin._torch import at_least_float32
 from vqct_plugin.prior import CodebookPrior
 
 EDGE_WEIGHTS = ("count", "binary", "log")

@@ -1,4 +1,4 @@
-"""Where float32 has to mean float32: without autocast, and without TF32 or bfloat16 inside a float32 product."""
+"""What differs between torch releases, and where float32 has to mean float32: no autocast, no TF32, no bfloat16."""
 
 from contextlib import contextmanager
 from typing import Any, ContextManager, Iterator
@@ -42,3 +42,9 @@ def exact_float32_products() -> Iterator[None]:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor itself, or its float32 copy where it is half or bfloat16 (a model cast by ``.half()``)."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` is tracing this call."""
+    compiler = getattr(torch, "compiler", None)
+    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())
