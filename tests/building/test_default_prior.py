@@ -1,0 +1,87 @@
+"""What is claimed of the prior that the package ships."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from vqct_plugin.building.build import read_drop_words
+from vqct_plugin.prior import DEFAULT_FILE, CodebookPrior
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return CodebookPrior.load("default")
+
+
+def cosine(prior, word, other):
+    """Of two words; one that is both adjective and noun has the same vector in both."""
+    rows = [[i for i, w in enumerate(prior.words) if w == name] for name in (word, other)]
+    assert all(rows), f"{word} or {other} is not in the prior"
+    a, b = (prior.vectors[r[0]].astype(np.float64) for r in rows)
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def test_its_readme_names_this_very_file():
+    digest = hashlib.sha256(DEFAULT_FILE.read_bytes()).hexdigest()
+    assert digest in (DEFAULT_FILE.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_it_is_small_and_has_the_words_it_is_said_to_have(prior):
+    assert DEFAULT_FILE.stat().st_size < 15e6
+    assert prior.sizes == {"adjective": 981, "noun": 3_469}
+    assert prior.vectors.shape == (4_450, 384)
+    assert prior.vectors.dtype == np.float16
+    assert prior.edges.shape == (2, 6_006)
+    assert prior.count.min() >= 1
+
+
+def test_it_says_where_it_comes_from_and_names_no_path(prior):
+    assert prior.provenance["language_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert prior.provenance["captions"][0]["file"] == "flickr8k.token.txt"
+    assert len(prior.provenance["captions"][0]["sha256"]) == 64
+    names = (prior.provenance["captions"][0]["file"], prior.provenance["drop_words"]["file"])
+    assert not any("/" in name or "\\" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("word", "near", "far"),
+    [
+        ("orange", ["yellow", "red"], ["blue", "wheel"]),
+        ("orange", ["yellow", "red", "purple", "blue", "green", "pink"], ["wheel", "dog", "street"]),
+        ("beak", ["bird", "feather"], ["wheel", "car", "beard"]),
+        ("wheel", ["tire", "bike"], ["feather", "beak", "bird"]),
+        ("dog", ["puppy", "cat", "horse"], ["car", "wheel"]),
+        ("car", ["vehicle", "truck"], ["dog", "bird"]),
+        ("snow", ["ice", "winter"], ["sand", "dog"]),
+        ("grass", ["lawn", "grassy"], ["car", "dog"]),
+        ("wooden", ["wood"], ["metal", "stone", "dog"]),
+        ("shirt", ["jacket", "sweater"], ["mountain", "wheel"]),
+        ("river", ["lake", "stream"], ["dog", "shirt"]),
+    ],
+)
+def test_words_of_like_things_have_vectors_alike(prior, word, near, far):
+    """The claim of the paper's Figure 1."""
+    assert min(cosine(prior, word, other) for other in near) > max(cosine(prior, word, other) for other in far)
+
+
+def test_the_nearest_of_orange_is_a_colour_and_of_beak_a_part_of_an_animal(prior):
+    def nearest(word):
+        return max((other for other in set(prior.words) if other != word), key=lambda other: cosine(prior, word, other))
+
+    assert nearest("orange") == "brownish-orange"
+    assert nearest("beak") == "snout"
+
+
+def test_adjectives_stand_before_the_nouns_they_describe(prior):
+    assert prior.neighbours("grass", "noun")[0] == ("green", "adjective", 167)
+    assert prior.neighbours("striped", "adjective")[0] == ("shirt", "noun", 61)
+    assert {edge.word for edge in prior.neighbours("dog", "noun")[:3]} == {"black", "brown", "white"}
+
+
+def test_the_1024_commonest_are_words_of_things_seen(prior):
+    small = prior.select(1024)
+    named = set(zip(small.words, (small.parts[p] for p in small.part_of_speech)))
+    assert not named & read_drop_words(DEFAULT_FILE.parent / "not-visible.txt")
+    assert {("red", "adjective"), ("striped", "adjective"), ("dog", "noun"), ("grass", "noun")} <= named
+    assert small.sizes == {"adjective": 226, "noun": 798}
