@@ -89,6 +89,11 @@ def test_the_way_without_waiting_agrees_too(case, k, monkeypatch):
     assert torch.equal(nearest(z, codes, k), brute_force(z, codes, k))
 
 
+def test_equal_codes_come_lowest_first_though_rounding_told_their_scores_apart():
+    scores = torch.tensor([[4e-7, 3e-7, 2e-7, 1e-7]])
+    assert lookup._exact_without_waiting(torch.zeros(1, 8), torch.ones(4, 8), scores, 2).tolist() == [[0, 1]]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("case", WITHIN_THE_SPARE_CODES)
 def test_agrees_on_a_gpu(case):

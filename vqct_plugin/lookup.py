@@ -82,7 +82,7 @@ def _rows_of_a_block(z: Tensor, codes: Tensor) -> int:
 
 def _nearest_in_blocks(z: Tensor, codes: Tensor, k: int) -> Tensor:
     n = codes.shape[0]
-    norms = codes.double().pow(2).sum(1) if z.device.type == "cpu" else codes.pow(2).sum(1)
+    norms = codes.double().pow(2).sum(1)
     largest_norm = norms.max().sqrt().to(z.dtype)
     norms = norms.to(z.dtype)
     rows = min(_rows_of_a_block(z, codes), max(z.shape[0], 1))
@@ -111,11 +111,9 @@ def _exact_on_cpu(z: Tensor, codes: Tensor, scores: Tensor, k: int, largest_norm
     values, indices = _smallest(scores, k)
     error = 2 * _rounding_error(z, codes.shape[1], largest_norm)
     last = values[:, -1:]
-    following = scores.amin(dim=1, keepdim=True)  # _smallest left infinities where it took a code
+    following = scores.amin(dim=1, keepdim=True)  # _smallest left infinities where it took a code; all, if k is n
     gaps = torch.cat([values, following], dim=1)
     certain = (gaps[:, 1:] - gaps[:, :-1] > error).all(dim=1)  # a NaN compares false: not certain
-    if k == codes.shape[0]:
-        certain = (values[:, 1:] - values[:, :-1] > error).all(dim=1)
     if not bool(certain.all()):
         doubtful = torch.nonzero(~certain).squeeze(1)
         again = scores[doubtful].scatter_(1, indices[doubtful], values[doubtful])
