@@ -17,7 +17,8 @@ WINGS = ("transformers", "nltk", "lightning", "pytorch_lightning", "torchvision"
 
 
 def in_a_fresh_process(code):
-    return subprocess.run([sys.executable, "-c", code], check=True, cwd=str(ROOT), stdout=subprocess.PIPE).stdout.decode()
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=str(ROOT), stdout=subprocess.PIPE)
+    return done.stdout.decode()
 
 
 def test_importing_takes_the_core_only():

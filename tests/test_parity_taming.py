@@ -1,4 +1,4 @@
-"""With a table in place of the transfer and one part, the quantizer is taming's ``VectorQuantizer2`` to the last bit."""
+"""With a table for the transfer and one part, the quantizer is taming's ``VectorQuantizer2`` to the last bit."""
 
 import contextlib
 import io

@@ -73,6 +73,10 @@ def test_the_order_things_are_given_in_does_not_matter():
     assert prior.fingerprint == shuffled.fingerprint
 
 
+def test_words_of_one_count_come_in_alphabetical_order():
+    assert small(count=[4, 4, 4, 4]).words == ("orange", "red", "orange", "wheel")
+
+
 def test_look_up_and_neighbours():
     prior = small()
     assert prior.index("red") == 1
@@ -135,6 +139,20 @@ def test_saving_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) & 0o400
     with pytest.raises(PriorError, match="could not write the prior"):
         small().save(tmp_path / "no folder" / "p.safetensors")
+
+
+def test_without_hard_links_too_an_existing_file_is_refused(tmp_path, monkeypatch):
+    def no_hard_links(source, target):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_hard_links)
+    file = tmp_path / "p.safetensors"
+    small().save(file)
+    before = file.read_bytes()
+    with pytest.raises(PriorError, match="exists; pass overwrite=True"):
+        make_prior().save(file)
+    assert file.read_bytes() == before
+    assert os.listdir(tmp_path) == ["p.safetensors"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
@@ -262,6 +280,7 @@ FILE_REFUSALS = {
     "no words": (lambda h, a: h.pop("words"), "no list called 'words'"),
     "fewer words": (lambda h, a: h["words"].pop(), "expected \\(3,\\)"),
     "no fingerprint": (lambda h, a: h.pop("fingerprint"), "no str called 'fingerprint'"),
+    "provenance not JSON": (lambda h, a: h["provenance"].update(loss=float("nan")), "plain JSON"),
     "provenance no mapping": (lambda h, a: h.update(provenance=3), "no dict called 'provenance'"),
     "a missing array": (lambda h, a: a.pop("edges"), "the array 'edges' is missing"),
     "float64 vectors": (lambda h, a: a.update(vectors=np.zeros((4, 3))), "vectors is stored as F64; expected F16 or"),

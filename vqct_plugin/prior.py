@@ -12,7 +12,7 @@ import os
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, NamedTuple, NoReturn, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from safetensors import safe_open
@@ -232,8 +232,6 @@ class CodebookPrior:
     def save(self, path: PathLike, overwrite: bool = False) -> None:
         """Write the prior file, whole or not at all; an existing file is refused unless ``overwrite``."""
         path = Path(path)
-        if path.exists() and not overwrite:
-            raise PriorError(f"{path} exists; pass overwrite=True to replace it")
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -410,11 +408,8 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
 
 
 def _checked_header(text: str) -> Dict[str, Any]:
-    def refuse(constant: str) -> NoReturn:
-        raise PriorError(f"the metadata holds {constant}, which is not JSON")
-
     try:
-        header = json.loads(text, parse_constant=refuse)
+        header = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PriorError(f"the metadata is damaged: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
@@ -440,10 +435,21 @@ def _write_whole(path: Path, data: bytes, overwrite: bool) -> None:
         if overwrite:
             os.replace(name, path)
         else:
-            os.link(name, path)  # unlike a rename, this fails when another process was faster
+            _move_unless_there(name, path)
     finally:
         if os.path.exists(name):
             os.unlink(name)
+
+
+def _move_unless_there(name: str, path: Path) -> None:
+    try:
+        os.link(name, path)  # unlike a rename, this fails where a file is, also one that came this moment
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(str(path)) from None
+        os.replace(name, path)
 
 
 def _umask() -> int:

@@ -148,19 +148,18 @@ class CodebookTransferQuantizer(nn.Module):
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
         self._check_input(z)
         b, _, h, w = z.shape
-        with without_autocast(z.device):
-            codes = self._codes_in_use()
-            loss = torch.zeros((), dtype=codes.dtype, device=z.device)
-            quantized, chosen = [], []
-            for s, channels in zip(self.slices, z.chunk(len(self.slices), dim=1)):
-                vectors = at_least_float32(rearrange(channels, "b c h w -> (b h w) c").contiguous())
-                indices = self._nearest(vectors, codes, s)
-                q = _mean_of(codes, indices)
-                commitment = torch.mean((q.detach() - vectors) ** 2)
-                codebook = torch.mean((q - vectors.detach()) ** 2)
-                loss = loss + (commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook)
-                quantized.append(rearrange(self._straight_through(vectors, q), "(b h w) c -> b c h w", b=b, h=h, w=w))
-                chosen.append(indices)
+        codes = self._codes_in_use()
+        loss = torch.zeros((), dtype=codes.dtype, device=z.device)
+        quantized, chosen = [], []
+        for s, channels in zip(self.slices, z.chunk(len(self.slices), dim=1)):
+            vectors = at_least_float32(rearrange(channels, "b c h w -> (b h w) c").contiguous())
+            indices = self._nearest(vectors, codes, s)
+            q = _mean_of(codes, indices)
+            commitment = torch.mean((q.detach() - vectors) ** 2)
+            codebook = torch.mean((q - vectors.detach()) ** 2)
+            loss = loss + (commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook)
+            quantized.append(rearrange(self._straight_through(vectors, q), "(b h w) c -> b c h w", b=b, h=h, w=w))
+            chosen.append(indices)
         z_q = torch.cat(quantized, dim=1).to(z.dtype).contiguous()
         return z_q, loss, (None, None, self._laid_out(torch.cat(chosen, dim=1), b, h, w))
 
