@@ -1,0 +1,53 @@
+"""``vqct-train``'s flags are taming's."""
+
+import pytest
+
+from tests.training.tiny import vqct_train, write
+from vqct_plugin.commands import train as command
+
+
+@pytest.fixture
+def called(monkeypatch):
+    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("taming")
+    from vqct_plugin.training import launcher
+
+    calls = []
+    monkeypatch.setattr(launcher, "run", lambda *args, **kwargs: calls.append((args, kwargs)))
+    return calls
+
+
+def test_tamings_own_command_line(called):
+    words = "--base a.yaml b.yaml -t True --gpus 0,1 -n name -f _x -s 7 --no-test True --max_epochs 5 model.params.n_embed=64"
+    command.main(words.split())
+    ((base, overrides), keywords) = called[0]
+    assert base == ["a.yaml", "b.yaml"]
+    assert overrides == ["model.params.n_embed=64"]
+    assert keywords == {
+        "trainer": {"max_epochs": 5}, "gpus": "0,1", "name": "name", "postfix": "_x", "resume": None,
+        "logdir": "logs", "seed": 7, "train": True, "test": False,
+    }  # fmt: skip
+
+
+def test_overrides_may_follow_base(called):
+    command.main(["-b", "a.yaml", "model.target=vqct_plugin.VQModel"])
+    assert called[0][0] == (["a.yaml"], ["model.target=vqct_plugin.VQModel"])
+    assert called[0][1]["train"] is True
+
+
+def test_the_trainers_arguments_are_read_as_yaml():
+    words = ["--precision", "bf16-mixed", "--limit-val-batches=0.5", "--fast_dev_run", "a.b=1", "--devices", "[0, 1]"]
+    assert command.split(words) == (
+        {"precision": "bf16-mixed", "limit_val_batches": 0.5, "fast_dev_run": True, "devices": [0, 1]}, ["a.b=1"]
+    )  # fmt: skip
+
+
+def test_a_word_that_is_neither_is_refused(tmp_path):
+    pytest.importorskip("taming")
+    done = vqct_train(tmp_path, "-b", write(tmp_path), "-t", "maybe", check=False)
+    assert done.returncode == 2
+    assert "'maybe' is neither true nor false" in done.stdout
+    done = vqct_train(tmp_path, "-b", write(tmp_path), "-n", "x", "stray", check=False)
+    assert done.returncode == 1
+    assert "vqct-train: cannot use the argument 'stray'" in done.stdout
+    assert "Traceback" not in done.stdout

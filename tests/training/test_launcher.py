@@ -1,0 +1,299 @@
+"""``vqct-train`` from end to end, and each thing that can be wrong, with nothing written then."""
+
+import os
+import re
+import resource
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.training.tiny import config as tiny
+from tests.training.tiny import environment, vqct_train, write
+
+pytest.importorskip("pytorch_lightning")
+pytest.importorskip("taming")
+
+from vqct_plugin.training.config import ConfigError, DataError  # noqa: E402
+from vqct_plugin.training.launcher import run  # noqa: E402
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return tmp_path
+
+
+def metrics(folder):
+    lines = (folder / "csv" / "metrics.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    return [{n: float(v) for n, v in zip(names, line.split(",")) if v} for line in lines[1:]]
+
+
+def test_a_run_leaves_what_tamings_does(here, capsys):
+    words = ["lightning.callbacks.codebook_usage_logger.params.every_n_batches=3"]
+    done = run([write(here)], words, trainer={"max_epochs": 2, "log_every_n_steps": 1}, name="first", postfix="_a")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_first_a", done.folder.name)
+    assert done.folder.parent.name == "logs"
+    assert {p.name for p in (done.folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch=000001.ckpt"}
+    now = done.folder.name[:19]
+    project = yaml.safe_load((done.folder / "configs" / f"{now}-project.yaml").read_text())
+    assert project == {key: value for key, value in tiny().items() if key != "lightning"}
+    lightning = yaml.safe_load((done.folder / "configs" / f"{now}-lightning.yaml").read_text())
+    assert lightning["lightning"]["trainer"]["max_epochs"] == 2
+    pictures = {p.name for p in (done.folder / "images" / "train").iterdir()}
+    assert {"inputs_gs-000001_e-000000_b-000000.png", "reconstructions_gs-000007_e-000001_b-000000.png"} <= pictures
+    assert list((done.folder / "images" / "val").glob("reconstructions_gs-000006_*.png"))
+    rows = metrics(done.folder)
+    in_use = [row["train/in_use/noun"] for row in rows if "train/in_use/noun" in row]
+    assert len(in_use) == 4  # twelve batches, one figure for three
+    assert all(0 < share <= 1 for share in in_use)
+    last = [row for row in rows if "val/in_use/adjective" in row][-1]
+    assert 1 <= last["val/perplexity/adjective"] <= 14
+    assert any(f"lr-Adam{which}" in row for row in rows for which in ("", "-1"))
+    assert list((done.folder / "tensorboard").glob("events*"))
+    assert done.trainer.global_step == 12
+    assert done.model.learning_rate == pytest.approx(2 * 5e-4)
+    assert "learning rate 1.00e-03 = 1 (accumulate_grad_batches) * 1 (processes) * 2 (batch_size)" in capsys.readouterr().out
+
+
+def test_the_stock_model_trains_too_and_its_codes_are_counted(here):
+    target = "taming.models.vqgan.VQModel"
+    done = run([write(here, target=target, monitor="val/rec_loss")], trainer={"max_epochs": 5})
+    names = {p.name for p in (done.folder / "checkpoints").iterdir()}
+    assert len(names) == 4  # the last one and the best three
+    assert "last.ckpt" in names
+    row = [row for row in metrics(done.folder) if "val/in_use/codes" in row][-1]
+    assert 1 / 64 <= row["val/in_use/codes"] <= 1
+    assert type(done.model.quantize).__name__ == "VectorQuantizer2"
+
+
+def test_accumulation_and_clipping_go_to_the_model_and_into_the_rate(here):
+    words = {"max_epochs": 1, "accumulate_grad_batches": 3, "gradient_clip_val": 0.5, "gradient_clip_algorithm": "value"}
+    done = run([write(here)], trainer=words)
+    assert done.model.accumulate_grad_batches == 3
+    assert done.model.gradient_clip_val == 0.5
+    assert done.model.gradient_clip_algorithm == "value"
+    assert done.trainer.global_step == 2
+    assert done.model.learning_rate == pytest.approx(3 * 2 * 5e-4)
+    again = run(resume=done.folder, trainer={"max_epochs": 2})  # and a resumed run has them from the folder
+    assert again.model.accumulate_grad_batches == 3
+    assert again.trainer.global_step == 4
+    assert again.folder == done.folder
+
+
+def test_the_pictures_are_the_models_reconstructions(here):
+    from PIL import Image
+
+    done = run([write(here)], ["data.params.validation.params.size=16"], trainer={"max_epochs": 1})
+    batch = next(iter(done.trainer.datamodule.val_dataloader()))
+    done.model.eval()
+    (file,) = (done.folder / "images" / "val").glob("reconstructions_*.png")
+    with Image.open(file) as picture:
+        pixels = np.asarray(picture).astype(float)[2:18, 2:18]  # the first image, inside make_grid's margin
+    with torch.no_grad():
+        x, _ = done.model(done.model.get_input(batch, "image"))
+    expected = (x[0].clamp(-1, 1).permute(1, 2, 0).numpy() + 1) * 127.5
+    assert np.abs(pixels - expected).max() < 0.51
+
+
+def test_logging_changes_nothing_of_training(here):
+    weights = []
+    for callbacks in ("image_logger.params.batch_frequency=1", "image_logger.params.max_images=0"):
+        words = [f"lightning.callbacks.{callbacks}"]
+        done = run([write(here, target="vqct_plugin.VQModel")], words, trainer={"max_epochs": 1}, name=callbacks[13:20])
+        weights.append(done.model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+
+
+REFUSED = [
+    ({"target": "vqct_plugin.VQModl"}, [], {}, "did you mean VQModel"),
+    ({"n_embd": 3}, [], {}, "takes no argument 'n_embd'; close to it: n_embed"),
+    ({"n_embed": 999_999}, [], {}, "the model cannot be built: .*999,?999"),
+    ({"topk": 0}, [], {}, "the model cannot be built: .*topk"),
+    ({"prior": "nowhere.safetensors"}, [], {}, r"nowhere\.safetensors"),
+    ({"ckpt_path": "nowhere.ckpt"}, [], {}, r"nowhere\.ckpt"),
+    ({"length": 0}, [], {}, r"data\.params\.train .* is empty"),
+    ({}, ["data.params.train.target=taming.data.custom.CustomTrain"], {}, r"takes no data\.params\.train\.params\.length"),
+    ({}, ["data.params.batch_siez=2"], {}, r"takes no data\.params\.batch_siez; did you mean batch_size"),
+    ({}, [], {"max_epoch": 3}, "has no argument 'max_epoch'; did you mean max_epochs"),
+    ({}, [], {"precision": "17"}, "Lightning's Trainer refuses its arguments"),
+    ({}, [], {"gpus": "zero"}, "gpus is 'zero'; expected the numbers of GPUs"),
+    ({}, [], {"logger": False}, r"lightning\.trainer\.logger is not taken; say it with lightning\.logger"),
+    ({}, ["lightning.callbacks.mine.target=no.where.Callback"], {}, "there is no module no"),
+    ({}, ["lightning.modelcheckpoint.params.save_topk=1"], {}, "did you mean save_top_k"),
+    ({}, ["lightning.callbacks.image_logger.params.batch_frequency=0"], {}, "batch_frequency is 0"),
+]
+
+
+@pytest.mark.parametrize(("changes", "overrides", "trainer", "sentence"), REFUSED)
+def test_what_is_wrong_is_said_before_anything_is_written(here, changes, overrides, trainer, sentence):
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        run([write(here, **changes)], overrides, trainer={"max_epochs": 1, **trainer})
+    assert [p.name for p in here.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_list_of_images_that_is_not_there_is_refused(here):
+    config = tiny()
+    params = {"size": 16, "training_images_list_file": "some/training.txt"}
+    config["data"]["params"]["train"] = {"target": "taming.data.custom.CustomTrain", "params": params}
+    (here / "a.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"the data cannot be built: .*some/training\.txt"):
+        run([here / "a.yaml"], trainer={"max_epochs": 1})
+    assert [p.name for p in here.iterdir()] == ["a.yaml"]
+
+
+def test_lpips_without_internet_says_what_to_do(here, monkeypatch):
+    import urllib.error
+
+    from taming.modules.losses import vqperceptual
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setattr(vqperceptual, "LPIPS", offline)
+    words = ["model.params.lossconfig.target=taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"]
+    with pytest.raises(ConfigError, match=r"vgg16-397923af\.pth to .*VQPixelWithDiscriminator"):
+        run([write(here)], words, trainer={"max_epochs": 1})
+    assert [p.name for p in here.iterdir()] == ["tiny.yaml"]
+
+
+def test_resuming_what_is_not_there_is_refused(here):
+    with pytest.raises(ConfigError, match="there is nothing to resume at nowhere"):
+        run(resume="nowhere")
+    with pytest.raises(ConfigError, match="there is no config; give one with -b/--base"):
+        run()
+    (here / "logs" / "old" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="it was stopped before its first checkpoint"):
+        run(resume=here / "logs" / "old")
+    (here / "logs" / "old" / "checkpoints" / "epoch=000003.ckpt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="it has epoch=000003.ckpt: name one of them"):
+        run(resume=here / "logs" / "old")
+    with pytest.raises(ConfigError, match="there are no configs in"):
+        run(resume=here / "logs" / "old" / "checkpoints" / "epoch=000003.ckpt")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        run(resume=here / "logs" / "old", name="new")
+
+
+def test_a_broken_checkpoint_is_refused_and_left(here):
+    done = run([write(here)], trainer={"max_epochs": 1})
+    last = done.folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"last\.ckpt cannot be resumed"):
+        run(resume=done.folder, trainer={"max_epochs": 2})
+    assert last.stat().st_size == 1000
+
+
+def test_a_run_is_never_overwritten(here, monkeypatch):
+    import datetime
+
+    class Stopped(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5)
+
+    monkeypatch.setattr("vqct_plugin.training.launcher.datetime.datetime", Stopped)
+    done = run([write(here)], trainer={"max_epochs": 1})
+    before = {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
+    with pytest.raises(ConfigError, match="there is a run in .* already; go on with it by -r"):
+        run([here / "tiny.yaml"], trainer={"max_epochs": 1})
+    assert before == {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
+
+
+def test_a_log_folder_that_cannot_be_written_is_refused(here):
+    (here / "logs").write_text("a file, not a folder")
+    with pytest.raises(ConfigError, match="the log folder logs/.* cannot be written: .*choose another with -l"):
+        run([write(here)], trainer={"max_epochs": 1})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_log_folder_is_refused(here):
+    (here / "logs").mkdir(mode=0o500)
+    with pytest.raises(ConfigError, match="cannot be written: .*Permission denied"):
+        run([write(here)], trainer={"max_epochs": 1})
+
+
+def test_a_disk_that_is_full_leaves_the_earlier_checkpoint(here):
+    """A limit on the size of files stands in for the end of the disk: writes fail, here with `File too large`."""
+    first = run([write(here)], trainer={"max_epochs": 1})
+    last = first.folder / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    script = here / "limited.py"
+    script.write_text(
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, resource.RLIM_INFINITY))\n"
+        "from vqct_plugin.commands.train import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    import subprocess
+
+    words = [sys.executable, str(script), "-r", str(first.folder), "--max_epochs", "3"]
+    done = subprocess.run(words, cwd=here, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"last.ckpt is the last good checkpoint: go on with -r {first.folder}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last.read_bytes() == before
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2  # it was the other process's
+    again = run(resume=first.folder, trainer={"max_epochs": 3})
+    assert again.trainer.global_step == 18
+
+
+def test_an_unreadable_image_ends_the_run_by_name(here):
+    (here / "images").mkdir()
+    (here / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    config = tiny()
+    images = {"target": "vqct_plugin.training.datasets.Images", "params": {"path": "images", "size": 16}}
+    config["data"]["params"]["train"] = images
+    (here / "a.yaml").write_text(yaml.safe_dump(config))
+    done = vqct_train(here, "-b", "a.yaml", "--max_epochs", 1, check=False)
+    assert done.returncode == 1
+    assert "vqct-train: the image images/broken.jpg cannot be read" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_kill_usr1_writes_a_checkpoint(here):
+    import signal
+    import threading
+
+    from pytorch_lightning.callbacks import Callback
+
+    class Ask(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 3 and threading.current_thread() is threading.main_thread():
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    sys.modules["asking"] = type(sys)("asking")
+    sys.modules["asking"].Ask = Ask
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        words = ["lightning.callbacks.ask.target=asking.Ask", "lightning.modelcheckpoint.params.save_last=false"]
+        done = run([write(here)], words, trainer={"max_epochs": 1})
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        del sys.modules["asking"]
+    assert torch.load(done.folder / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_an_exception_leaves_a_checkpoint_to_go_on_from(here):
+    from pytorch_lightning.callbacks import Callback
+
+    class Fail(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step == 3:
+                raise RuntimeError("the fourth batch")
+
+    sys.modules["failing"] = type(sys)("failing")
+    sys.modules["failing"].Fail = Fail
+    try:
+        with pytest.raises(RuntimeError, match="the fourth batch"):
+            run([write(here)], ["lightning.callbacks.fail.target=failing.Fail"], trainer={"max_epochs": 1})
+    finally:
+        del sys.modules["failing"]
+    (file,) = here.glob("logs/*/checkpoints/*.ckpt")
+    assert file.name == "interrupted.ckpt"
+    done = run(resume=file, overrides=["lightning.callbacks.fail=null"])
+    assert done.trainer.global_step == 6

@@ -1,0 +1,137 @@
+"""``vqct-train``: taming's launcher, flag by flag, on today's Lightning."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+DESCRIPTION = """\
+Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
+
+  vqct-train --base configs/custom_vqgan.yaml -t True --gpus 0, model.target=vqct_plugin.VQModel
+
+key=value with dots overrides the config. --key value is an argument of Lightning's Trainer, such as --max_epochs 10,
+--accelerator, --devices, --num_nodes, --strategy, --precision.
+"""
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # `--base a.yaml key=value`: argparse takes both for files
+    base = [word for word in options.base if "=" not in word or Path(word).exists()]
+    swallowed = [word for word in options.base if word not in base]
+    try:
+        from vqct_plugin.training.launcher import run
+    except ImportError as error:
+        parser.exit(1, f"vqct-train: {error}; install it with pip install 'vqct-plugin[train]'\n")
+    from vqct_plugin.training.config import ConfigError, DataError
+
+    try:
+        trainer, overrides = split(rest)
+        run(
+            base,
+            [*swallowed, *overrides],
+            trainer=trainer,
+            gpus=options.gpus,
+            name=options.name,
+            postfix=options.postfix,
+            resume=options.resume,
+            logdir=options.logdir,
+            seed=options.seed,
+            train=options.train,
+            test=not options.no_test,
+        )
+    except (ConfigError, DataError, OSError) as error:
+        if options.debug:
+            _post_mortem()
+        parser.exit(1, f"\nvqct-train: {error}\n")
+    except Exception:
+        if options.debug:
+            _post_mortem()
+        raise
+
+
+def split(words: Sequence[str]) -> Tuple[Dict[str, Any], List[str]]:
+    """``--key value`` and ``--key=value`` for the Trainer, and ``key=value`` for the config.
+
+    >>> split(["--max_epochs", "3", "--fast-dev-run", "model.params.n_embed=64", "--precision=bf16-mixed"])
+    ({'max_epochs': 3, 'fast_dev_run': True, 'precision': 'bf16-mixed'}, ['model.params.n_embed=64'])
+    """
+    import yaml
+
+    trainer: Dict[str, Any] = {}
+    overrides: List[str] = []
+    waiting: Optional[str] = None  # a --key whose value may follow
+    for word in words:
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            key = key.replace("-", "_")
+            trainer[key] = yaml.safe_load(value) if equals else True
+            waiting = None if equals else key
+        elif waiting is not None and "=" not in word:
+            trainer[waiting] = yaml.safe_load(word)
+            waiting = None
+        else:
+            overrides.append(word)
+            waiting = None
+    return trainer, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vqct-train",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --no is no --no-test; an unknown flag is one of the Trainer's
+    )
+    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
+    parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
+    parser.add_argument("-f", "--postfix", default="", help="goes after the name")
+    parser.add_argument(
+        "-r", "--resume", default=None, metavar="RUN", help="go on with a run: its folder, or a checkpoint in it"
+    )
+    parser.add_argument("-l", "--logdir", default="logs", metavar="FOLDER", help="where runs are kept (logs)")
+    parser.add_argument("-s", "--seed", type=int, default=23, help="of weights, batches and dropout (23)")
+    parser.add_argument(
+        "-t", "--train", type=_true_or_false, nargs="?", const=True, default=True, metavar="BOOL", help="train (true)"
+    )
+    parser.add_argument(
+        "--no-test",
+        type=_true_or_false,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="do not test after training (false)",
+    )
+    parser.add_argument("--gpus", default=None, metavar="LIST", help="numbers of GPUs, as taming takes them: 0, or 0,1")
+    parser.add_argument(
+        "-d",
+        "--debug",
+        type=_true_or_false,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="BOOL",
+        help="open the debugger where an error was raised (false)",
+    )
+    return parser
+
+
+def _true_or_false(word: str) -> bool:
+    known = {"yes": True, "true": True, "t": True, "y": True, "1": True}
+    known.update({"no": False, "false": False, "f": False, "n": False, "0": False})
+    if word.lower() not in known:
+        raise argparse.ArgumentTypeError(f"{word!r} is neither true nor false")
+    return known[word.lower()]
+
+
+def _post_mortem() -> None:
+    import pdb
+
+    pdb.post_mortem(sys.exc_info()[2])
+
+
+if __name__ == "__main__":
+    main()

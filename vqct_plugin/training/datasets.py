@@ -1,0 +1,274 @@
+"""Images for taming's models, and the data module of a taming YAML, whose order of batches survives a restart."""
+
+import os
+import random
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+
+from vqct_plugin.training.config import DataError, instantiate
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+
+
+class Images(Dataset):
+    """Images of a folder and the folders in it, or those that a text file names, one path a line.
+
+    An image is scaled so that its shorter side is ``size`` (Lanczos), then cropped to a square.
+
+    Args:
+        path: a folder, or a list file, whose relative paths are looked up beside it.
+        size: the side of the square, in pixels.
+        random_crop: a crop anywhere instead of the middle; for training.
+        flip: left to right half the time; for training.
+
+    An item is what taming's data sets give: ``image`` (size, size, 3) float32 in [-1, 1], and ``file_path_``.
+
+    Raises:
+        DataError: no such folder or file, or no image in it; when an item is asked for, an image that cannot be read.
+    """
+
+    def __init__(self, path: Union[str, Path], size: int, random_crop: bool = False, flip: bool = False) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise DataError(f"size is {size!r}; expected the side of the square in pixels, an integer of 1 or more")
+        path = Path(path)
+        if path.is_dir():
+            self.paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            if not self.paths:
+                raise DataError(f"there is no image in {path} or the folders in it; looked for {', '.join(SUFFIXES)}")
+        elif path.is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self.paths = [path.parent / line.strip() for line in lines if line.strip()]
+            if not self.paths:
+                raise DataError(f"{path} names no image; expected one path a line")
+        else:
+            raise DataError(f"there is no folder or list file {path}")
+        self.size, self.random_crop, self.flip = size, random_crop, flip
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        from PIL import Image
+
+        try:
+            with Image.open(self.paths[index]) as file:
+                image = file.convert("RGB")
+        except FileNotFoundError:
+            raise DataError(f"there is no image {self.paths[index]}") from None
+        except Exception as error:  # PIL's decoders raise of every kind
+            raise DataError(f"the image {self.paths[index]} cannot be read: {error}") from error
+        scale = self.size / min(image.size)
+        width, height = (max(self.size, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        if self.random_crop:  # Python's generator, which the data module seeds for each item
+            left, top = random.randint(0, width - self.size), random.randint(0, height - self.size)
+        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        if self.flip and random.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
+
+
+class DataModuleFromConfig(LightningDataModule):
+    """The data of a taming YAML, for ``main.DataModuleFromConfig``.
+
+    What each epoch shows, in which order and with which random crops, depends on the seed, the epoch and the item
+    alone: not on the number of workers or processes, and not on whether the run was interrupted. Two processes with
+    batches of n see, step by step, the images of one with batches of 2n.
+
+    Args:
+        batch_size: images in a batch, for each process.
+        train, validation, test: ``{target: a data set's class, params: {...}}``.
+        wrap: as the host has it; any object with ``__len__`` and ``__getitem__`` will do without it.
+        num_workers: processes that load; twice the batch size by default, at most one a core.
+        seed: of order, crops and flips; ``vqct-train`` gives its own (``-s``).
+
+    Raises:
+        DataError: a data set is empty, or, while it is read, an item cannot be loaded; with the item's file.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        train: Optional[Mapping[str, Any]] = None,
+        validation: Optional[Mapping[str, Any]] = None,
+        test: Optional[Mapping[str, Any]] = None,
+        wrap: bool = False,
+        num_workers: Optional[int] = None,
+        seed: int = 23,
+    ) -> None:
+        super().__init__()
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise DataError(f"batch_size is {batch_size!r}; expected an integer of 1 or more")
+        self.batch_size = batch_size
+        self.num_workers = min(batch_size * 2, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.seed = seed
+        configs = {"train": train, "validation": validation, "test": test}
+        self.dataset_configs = {name: config for name, config in configs.items() if config is not None}
+        self.datasets: Dict[str, Any] = {}
+        # Lightning takes a loader that a data module defines as data that it has
+        if validation is None:
+            self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
+        if test is None:
+            self.test_dataloader = super().test_dataloader  # type: ignore[method-assign]
+
+    def setup(self, stage: Optional[str] = None) -> None:
+        for name, config in self.dataset_configs.items():
+            if name in self.datasets:
+                continue
+            dataset = instantiate(config, f"data.params.{name}")
+            if len(dataset) == 0:
+                raise DataError(f"the data set data.params.{name} ({config['target']}) is empty")
+            self.datasets[name] = dataset
+
+    def train_dataloader(self) -> "Batches":
+        if "train" not in self.datasets:
+            raise DataError("the data module has no training set; expected data.params.train")
+        trainer: Any = self.trainer
+        # Asked for when the first batch is: by then Lightning knows where an interrupted epoch goes on. With
+        # --overfit_batches every epoch has to be the same.
+        batches = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready  # noqa: E731
+        overfit = trainer.overfit_batches > 0
+        return self._batches("train", not overfit, lambda: (0 if overfit else trainer.current_epoch, batches()))
+
+    def val_dataloader(self) -> "Batches":
+        return self._batches("validation", False, lambda: (0, 0))
+
+    def test_dataloader(self) -> "Batches":
+        return self._batches("test", False, lambda: (0, 0))
+
+    def _batches(self, name: str, shuffle: bool, position: Callable[[], Tuple[int, int]]) -> "Batches":
+        trainer: Any = self.trainer
+        processes, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+        items = _Items(self.datasets[name], self.seed, f"data.params.{name}")
+        sampler: Any = DistributedSampler(items, processes, rank, shuffle=shuffle, seed=self.seed)  # type: ignore[arg-type]
+        return Batches(items, sampler, self.batch_size, self.num_workers, position)
+
+
+class Batches:
+    """The batches of a data set, from any place of any epoch on.
+
+    In place of a ``DataLoader``, which is one only from the first batch on: then, and not before, it is asked where to
+    begin. Lightning opens a loader's iterator before it knows.
+    """
+
+    def __init__(
+        self,
+        items: "_Items",
+        sampler: Any,
+        batch_size: int,
+        num_workers: int,
+        position: Callable[[], Tuple[int, int]],
+    ) -> None:
+        self.dataset = items.dataset
+        self._items, self._sampler, self._position = items, sampler, position
+        self.batch_size, self.num_workers = batch_size, num_workers
+
+    def __len__(self) -> int:
+        return -(-len(self._sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, begin = self._position()
+        self._sampler.set_epoch(epoch)
+        order = [(epoch, index) for index in self._sampler]
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        loader: DataLoader = DataLoader(
+            self._items,
+            batch_sampler=batches[begin:],  # type: ignore[arg-type]
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own, or opening it would take a number from the training's
+        )
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise DataError(batch.sentence)
+            yield batch
+
+    # With these Lightning takes it for a loader that can go on inside an epoch. What it needs for that, the epoch and
+    # the number of batches, Lightning keeps itself.
+    def state_dict(self) -> Dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        del state
+
+
+class _Failure(NamedTuple):
+    """What went wrong with an item, on its way from a worker: an exception would bring the worker's traceback."""
+
+    sentence: str
+
+
+class _Items(Dataset):
+    """A data set whose item (epoch, index) is drawn with random numbers of its own."""
+
+    def __init__(self, dataset: Any, seed: int, name: str) -> None:
+        self.dataset, self.seed, self.name = dataset, seed, name
+        self.transforms = _albumentations_of(dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: Tuple[int, int]) -> Any:
+        epoch, index = place
+        with _random_numbers_of(self.seed, epoch, index) as seed:
+            for transform in self.transforms:
+                transform.set_random_seed(seed)
+            try:
+                return self.dataset[index]
+            except DataError as error:
+                return _Failure(str(error))
+            except Exception as error:
+                file = _file_of(self.dataset, index)
+                where = f"item {index} of {self.name}" + (f", {file}," if file else "")
+                return _Failure(f"{where} cannot be loaded: {type(error).__name__}: {error}")
+
+
+def _collate(items: List[Any]) -> Any:
+    failures = [item for item in items if isinstance(item, _Failure)]
+    return failures[0] if failures else default_collate(items)
+
+
+@contextmanager
+def _random_numbers_of(*numbers: int) -> Iterator[int]:
+    """Python's, numpy's and torch's CPU generators begin at these numbers, and are afterwards where they were."""
+    seed = int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1)[0])
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's too
+    try:
+        yield seed
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])
+
+
+def _albumentations_of(dataset: Any, depth: int = 4) -> List[Any]:
+    """The transforms that a data set holds: from albumentations 1.4 on they have a generator of their own each."""
+    if type(dataset).__module__.startswith("albumentations"):
+        return [dataset] if hasattr(dataset, "set_random_seed") else []
+    if depth == 0 or isinstance(dataset, (str, bytes, np.ndarray, torch.Tensor)):
+        return []
+    if isinstance(dataset, (list, tuple)):
+        inside: List[Any] = list(dataset[:16])  # data sets side by side; not a list of a million paths
+    else:
+        inside = list(getattr(dataset, "__dict__", {}).values())
+    return [transform for value in inside for transform in _albumentations_of(value, depth - 1)]
+
+
+def _file_of(dataset: Any, index: int) -> Optional[str]:
+    """The file of an item of one of taming's data sets."""
+    for holder in (dataset, getattr(dataset, "data", None)):
+        labels = getattr(holder, "labels", None)
+        if isinstance(labels, dict) and "file_path_" in labels:
+            return str(labels["file_path_"][index])
+    return None

@@ -1,0 +1,352 @@
+"""``vqct-train``: a taming YAML, stock or VQCT, on today's Lightning."""
+
+import datetime
+import inspect
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from vqct_plugin.hosts._lightning import TwoOptimizersByHand, for_installed_lightning
+from vqct_plugin.training.callbacks import (
+    CodebookUsageLogger,
+    ImageLogger,
+    RandomState,
+    Rescue,
+)
+from vqct_plugin.training.config import ConfigError, DataError, find, hint, instantiate, load, plain
+
+#: arguments of the Trainer that this launcher gives itself, and where they are said instead
+OURS = {
+    "callbacks": "lightning.callbacks",
+    "logger": "lightning.logger",
+    "default_root_dir": "-l/--logdir",
+}
+TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
+LPIPS_OFFLINE = (
+    "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy torchvision's "
+    "vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has them; or train without LPIPS: "
+    "model.params.lossconfig.target=vqct_plugin.training.losses.VQPixelWithDiscriminator"
+)
+
+
+class Run(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        folder: its log folder: ``configs/``, ``checkpoints/``, ``images/`` and the loggers' files.
+        model: the model, with the weights of the last step.
+        trainer: Lightning's trainer.
+    """
+
+    folder: Path
+    model: Any
+    trainer: Any
+
+
+def run(
+    base: Sequence[Union[str, Path]] = (),
+    overrides: Sequence[str] = (),
+    *,
+    trainer: Optional[Mapping[str, Any]] = None,
+    gpus: Optional[str] = None,
+    name: str = "",
+    postfix: str = "",
+    resume: Union[None, str, Path] = None,
+    logdir: Union[str, Path] = "logs",
+    seed: int = 23,
+    train: bool = True,
+    test: bool = True,
+) -> Run:
+    """Train, then test, what a taming YAML describes.
+
+    Args:
+        base: YAML files, merged from left to right.
+        overrides: ``key=value`` with dots, on top of them.
+        trainer: arguments of Lightning's ``Trainer``, on top of ``lightning.trainer``.
+        gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
+        name: of the run; the first file's by default.
+        postfix: goes after the name.
+        resume: a run's folder, or a checkpoint in one, to go on from.
+        logdir: where runs have their folders.
+        seed: of weights, batches and all other random numbers.
+        train: False tests only.
+        test: whether to test afterwards; only a model with a ``test_step``, and data with a test set, can be.
+
+    Raises:
+        ConfigError: something in the config or the arguments cannot be used; nothing has been written then.
+        DataError: a data set is empty, or an item cannot be read.
+        OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
+    """
+    folder, checkpoint, now, base = _place(base, resume, name, postfix, Path(logdir))
+    pl.seed_everything(seed, workers=True, verbose=False)
+    config = load(base, overrides)
+    lightning = config.pop("lightning", None) or OmegaConf.create()
+    options, accumulate = _trainer_options({**(plain(lightning.get("trainer")) or {}), **(trainer or {})}, gpus)
+    checkpoint = _resume_from(options, checkpoint)
+
+    model = _model(config, options)
+    data = _data(config, seed)
+    callbacks = _callbacks(lightning, model, folder)
+    loggers = _loggers(lightning, folder)
+    lightning.trainer = {**options, "accumulate_grad_batches": accumulate}  # what a resumed run reads again
+    try:
+        its_trainer = pl.Trainer(**options, callbacks=callbacks, logger=loggers, default_root_dir=folder)
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise ConfigError(f"Lightning's Trainer refuses its arguments: {error}") from error
+    model.learning_rate = _learning_rate(config, its_trainer, accumulate)
+    with warnings.catch_warnings():
+        _silence()
+        if train:
+            if its_trainer.is_global_zero:
+                _make_folder(folder, now, config, lightning, resumed=resume is not None)
+            _fit(its_trainer, model, data, checkpoint, folder)
+        if test and not its_trainer.interrupted:
+            _test(its_trainer, model, data, None if train else checkpoint)
+    return Run(folder, model, its_trainer)
+
+
+def _place(
+    base: Sequence[Union[str, Path]], resume: Any, name: str, postfix: str, logdir: Path
+) -> Tuple[Path, Optional[Path], str, List[Path]]:
+    """The run's folder, the checkpoint to go on from, the time, and the configs."""
+    # Lightning runs the command again for each further device; those processes have to come to the same folder.
+    now = os.environ.get("VQCT_TRAIN_STARTED")
+    if now is None or os.environ.get("LOCAL_RANK", "0") == "0":
+        now = os.environ["VQCT_TRAIN_STARTED"] = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    files = [Path(file) for file in base]
+    if not resume:
+        if not files:
+            raise ConfigError("there is no config; give one with -b/--base, or a run to go on with -r/--resume")
+        return logdir / f"{now}_{name or files[0].stem}{postfix}", None, now, files
+    if name:
+        raise ConfigError(
+            "-n/--name and -r/--resume exclude each other: a resumed run keeps its folder. To start a new run from a "
+            "checkpoint's weights, give model.params.ckpt_path"
+        )
+    path = Path(resume)
+    if path.is_file():
+        folder, checkpoint = path.parent.parent, path
+    elif path.is_dir():
+        folder, checkpoint = path, path / "checkpoints" / "last.ckpt"
+    else:
+        raise ConfigError(f"there is nothing to resume at {path}; expected a run's folder or a checkpoint in one")
+    if not checkpoint.is_file():
+        there = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
+        found = f"it has {', '.join(there)}: name one of them" if there else "it was stopped before its first checkpoint"
+        raise ConfigError(f"there is no {checkpoint}; {found}")
+    configs = sorted((folder / "configs").glob("*.yaml"))
+    if not configs:
+        raise ConfigError(f"there are no configs in {folder / 'configs'}; expected the folder of a run of vqct-train")
+    return folder, checkpoint, now, [*configs, *files]
+
+
+def _trainer_options(options: Dict[str, Any], gpus: Optional[str]) -> Tuple[Dict[str, Any], int]:
+    """``lightning.trainer`` as today's Trainer takes it, and how many batches make a step."""
+    for key, instead in OURS.items():
+        if key in options:
+            raise ConfigError(f"lightning.trainer.{key} is not taken; say it with {instead}")
+    if gpus is not None:
+        options["gpus"] = gpus
+    if "gpus" in options:
+        options.update(_gpus(options.pop("gpus"), options))
+    old = options.pop("distributed_backend", None)
+    if old is not None:
+        options.setdefault("strategy", old)
+    unknown = [key for key in options if key not in (*TRAINER_ARGUMENTS, "resume_from_checkpoint")]
+    if unknown:
+        raise ConfigError(
+            f"the Trainer of Lightning {pl.__version__} has no argument {unknown[0]!r}"
+            f"{hint(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
+        )
+    accumulate = options.get("accumulate_grad_batches") or 1
+    # One device unless told otherwise, as with taming: the learning rate goes with their number.
+    return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}, accumulate
+
+
+def _gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
+    """taming's ``--gpus 0,1``: a list of numbers as text; in a YAML also how many, as a number."""
+    if "devices" in options:
+        raise ConfigError("gpus and devices say the same; give one of them")
+    if isinstance(gpus, int) and not isinstance(gpus, bool):
+        return {"accelerator": "gpu", "devices": gpus} if gpus else {"accelerator": "cpu"}
+    try:
+        numbers = [int(n) for n in (gpus.split(",") if isinstance(gpus, str) else gpus) if str(n).strip()]
+    except (TypeError, ValueError):
+        numbers = []
+    if not numbers:
+        raise ConfigError(f"gpus is {gpus!r}; expected the numbers of GPUs, such as 0, or 0,1")
+    return {"accelerator": "gpu", "devices": -1 if numbers == [-1] else numbers}
+
+
+def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optional[Path]:
+    """The argument that Lightning 1 took on the Trainer: a new run that begins where a checkpoint ended."""
+    given = options.pop("resume_from_checkpoint", None)
+    if given is None or checkpoint is not None:
+        return checkpoint
+    if not Path(given).is_file():
+        raise ConfigError(f"resume_from_checkpoint names {given}, which is not there")
+    return Path(given)
+
+
+def _model(config: Any, options: Dict[str, Any]) -> Any:
+    cls = find(config.model.target, "model")
+    if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith("taming."):
+        cls = for_installed_lightning(cls)
+    by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
+    # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
+    names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+    moved = {key: options.pop(key) for key in names if by_hand and key in options}
+    try:
+        return instantiate({**plain(config.model), "params": {**(plain(config.model.get("params")) or {}), **moved}}, "model", cls)
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _is_offline(error) and "LPIPS" in str(plain(config.model)):
+            hub = Path(torch.hub.get_dir()) / "checkpoints"
+            heads = Path.cwd() / "taming" / "modules" / "autoencoder" / "lpips"
+            raise ConfigError(LPIPS_OFFLINE.format(hub=hub, heads=heads)) from error
+        if isinstance(error, (TypeError, ValueError, KeyError, OSError, AssertionError)):
+            raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
+        raise
+
+
+def _is_offline(error: Optional[BaseException]) -> bool:
+    import urllib.error
+
+    import requests
+
+    while error is not None:
+        if isinstance(error, (urllib.error.URLError, requests.exceptions.RequestException, ConnectionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _data(config: Any, seed: int) -> Any:
+    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
+    cls = find(config.data.target, "data")
+    more = {"seed": seed} if "seed" in inspect.signature(cls).parameters and "seed" not in (config.data.get("params") or {}) else {}
+    try:
+        data = instantiate(config.data, "data", cls, **more)
+        data.prepare_data()
+        data.setup()
+    except (ConfigError, DataError):
+        raise
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
+    return data
+
+
+def _callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
+    checkpoints = folder / "checkpoints"
+    saving: Dict[str, Any] = {"dirpath": str(checkpoints), "filename": "{epoch:06}", "verbose": True, "save_last": True}
+    if getattr(model, "monitor", None) is not None:
+        saving.update(monitor=model.monitor, save_top_k=3)
+    configs: Dict[str, Any] = {
+        "image_logger": {
+            "target": "main.ImageLogger",
+            "params": {"batch_frequency": 750, "max_images": 4, "clamp": True},
+        },
+        "learning_rate_logger": {"target": "main.LearningRateMonitor", "params": {"logging_interval": "step"}},
+        "codebook_usage_logger": {"target": "vqct_plugin.training.callbacks.CodebookUsageLogger"},
+    }
+    configs = plain(OmegaConf.merge(configs, lightning.get("callbacks") or {}))
+    saving_config = {"target": "main.ModelCheckpoint", "params": saving}
+    saving_config = plain(OmegaConf.merge(saving_config, lightning.get("modelcheckpoint") or {}))
+    callbacks = [
+        instantiate(config, f"lightning.callbacks.{name}") for name, config in configs.items() if config is not None
+    ]
+    for callback in callbacks:
+        if isinstance(callback, ImageLogger) and callback.folder is None:
+            callback.folder = folder
+    return [
+        *callbacks,
+        Rescue(checkpoints),
+        RandomState(),
+        instantiate(saving_config, "lightning.modelcheckpoint"),
+    ]
+
+
+def _loggers(lightning: Any, folder: Path) -> List[Any]:
+    """A table of all figures, ``csv/metrics.csv``, and TensorBoard's file, or the logger that the YAML names."""
+    default = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"save_dir": str(folder)}}
+    config = plain(OmegaConf.merge(default, lightning.get("logger") or {}))
+    if find(config["target"], "lightning.logger") is TensorBoardLogger:
+        config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
+        for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
+            config["params"].pop(gone, None)
+    return [instantiate(config, "lightning.logger"), CSVLogger(str(folder), name="", version="csv")]
+
+
+def _learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
+    """taming's rule: the rate goes with the number of images in a step."""
+    base, batch = config.model.base_learning_rate, int((config.data.get("params") or {}).get("batch_size") or 1)
+    rate = accumulate * trainer.world_size * batch * base
+    if trainer.is_global_zero:
+        print(
+            f"learning rate {rate:.2e} = {accumulate} (accumulate_grad_batches) * {trainer.world_size} (processes) * "
+            f"{batch} (batch_size) * {base:.2e} (base_learning_rate)"
+        )
+    return rate
+
+
+def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: bool) -> None:
+    """The run's folder with its configs, as taming has it; the last thing before training."""
+    try:
+        folder.mkdir(parents=True, exist_ok=resumed)
+        for name in ("checkpoints", "configs"):
+            (folder / name).mkdir(exist_ok=True)
+        for name, part in (("project", config), ("lightning", OmegaConf.create({"lightning": lightning}))):
+            file = folder / "configs" / f"{now}-{name}.yaml"
+            file.with_suffix(".tmp").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
+            file.with_suffix(".tmp").replace(file)
+    except FileExistsError as error:
+        raise ConfigError(f"there is a run in {folder} already; go on with it by -r {folder}, or give another -n") from error
+    except OSError as error:
+        raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another with -l") from error
+
+
+def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder: Path) -> None:
+    if trainer.is_global_zero:
+        print(f"log folder {folder}" + (f", going on from {checkpoint}" if checkpoint else ""), flush=True)
+    try:
+        trainer.fit(model, data, ckpt_path=str(checkpoint) if checkpoint else None)
+    except (ConfigError, DataError):
+        raise
+    except OSError as error:
+        last = folder / "checkpoints" / "last.ckpt"
+        kept = f"{last} is the last good checkpoint: go on with -r {folder}" if last.is_file() else "no checkpoint was written yet"
+        raise OSError(f"{error}. Training has stopped after {trainer.global_step} steps; {kept}") from error
+    except (RuntimeError, KeyError, EOFError) as error:
+        if checkpoint is not None and not trainer.global_step:
+            raise ConfigError(f"the checkpoint {checkpoint} cannot be resumed: {error}") from error
+        raise
+
+
+def _test(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path]) -> None:
+    has_step = type(model).test_step is not pl.LightningModule.test_step
+    has_data = "test" in getattr(data, "dataset_configs", {"test": None})
+    if has_step and has_data:
+        trainer.test(model, data, ckpt_path=str(checkpoint) if checkpoint else None)
+    elif has_data and trainer.is_global_zero:
+        print(f"nothing is tested: {type(model).__name__} has no test_step", file=sys.stderr)
+
+
+def _silence() -> None:
+    """Warnings of Lightning's that are wrong here or say nothing to our user."""
+    for message in (
+        ".*no pre-optimization state was saved.*",  # at the end of a batch every optimizer has made its step
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*exists and is not empty.*",  # a resumed run's checkpoints
+        ".*infer the `batch_size` from an ambiguous collection.*",  # the images' number, beside the file names
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", message)
