@@ -44,7 +44,7 @@ class Neighbour(NamedTuple):
 
     word: str
     part: str
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple's method of this name is of no use here
 
 
 @dataclass(frozen=True, eq=False)

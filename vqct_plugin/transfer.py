@@ -47,6 +47,10 @@ class GraphTransfer(Transfer):
     """
 
     constants = ("propagated", "neighbours", "offsets", "weights")
+    propagated: Tensor
+    neighbours: Tensor
+    offsets: Tensor
+    weights: Tensor
 
     def __init__(
         self, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count"
@@ -80,6 +84,7 @@ class MLPTransfer(Transfer):
     """The ablation without a graph: each word alone through Linear, LeakyReLU(0.1), Linear."""
 
     constants = ("vectors",)
+    vectors: Tensor
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
@@ -96,6 +101,7 @@ class LinearTransfer(Transfer):
     """One linear map of the word vectors, shared by all words."""
 
     constants = ("vectors",)
+    vectors: Tensor
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()

@@ -18,8 +18,8 @@ def called(monkeypatch):
 
 
 def test_tamings_own_command_line(called):
-    words = "--base a.yaml b.yaml -t True --gpus 0,1 -n name -f _x -s 7 --no-test True --max_epochs 5 model.params.n_embed=64"
-    command.main(words.split())
+    words = "--base a.yaml b.yaml -t True --gpus 0,1 -n name -f _x -s 7 --no-test True --max_epochs 5"
+    command.main([*words.split(), "model.params.n_embed=64"])
     ((base, overrides), keywords) = called[0]
     assert base == ["a.yaml", "b.yaml"]
     assert overrides == ["model.params.n_embed=64"]

@@ -4,11 +4,11 @@ import pytest
 
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("omegaconf")
-import yaml  # noqa: E402
+import yaml
 
-from tests.conftest import ROOT  # noqa: E402
-from tests.training.tiny import config as tiny  # noqa: E402
-from vqct_plugin.training.config import ConfigError, find, instantiate, load  # noqa: E402
+from tests.conftest import ROOT
+from tests.training.tiny import config as tiny
+from vqct_plugin.training.config import ConfigError, find, instantiate, load
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from torch.utils.data import DistributedSampler
 
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("omegaconf")
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from vqct_plugin.training.config import ConfigError, DataError  # noqa: E402
-from vqct_plugin.training.datasets import Batches, DataModuleFromConfig, Images, _Items  # noqa: E402
-from vqct_plugin.training.photographs import FILES, Photographs  # noqa: E402
+from vqct_plugin.training.config import ConfigError, DataError
+from vqct_plugin.training.datasets import Batches, DataModuleFromConfig, Images, _Items
+from vqct_plugin.training.photographs import FILES, Photographs
 
 
 class Noise(torch.utils.data.Dataset):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 pytest.importorskip("taming")
-from vqct_plugin.hosts._taming_imports import import_taming  # noqa: E402
-from vqct_plugin.training.losses import VQPixelWithDiscriminator  # noqa: E402
+from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.training.losses import VQPixelWithDiscriminator
 
 vqperceptual = import_taming("taming.modules.losses.vqperceptual")
 

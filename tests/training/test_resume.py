@@ -10,7 +10,7 @@ import torch
 from tests.training.tiny import COMMAND, config, environment, vqct_train, write
 
 pytest.importorskip("taming")
-from vqct_plugin import VQModel  # noqa: E402
+from vqct_plugin import VQModel
 
 
 def killed(folder, words, checkpoint):

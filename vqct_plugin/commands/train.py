@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --no is no --no-test; an unknown flag is one of the Trainer's
     )
-    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, merged from left to right")
+    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, the right one wins")
     parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
     parser.add_argument("-f", "--postfix", default="", help="goes after the name")
     parser.add_argument(

@@ -34,7 +34,8 @@ def comparison(
     charts = [(name, part) for name, evaluation in evaluations.items() for part in evaluation.usage]
     number = originals.shape[0]
     figure = Figure(figsize=(1.3 * number, 1.38 * len(rows) + 2.6), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.38 * len(rows), 2.6])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1.38 * len(rows), 2.6])
+    upper, lower = halves
     axes = upper.subplots(len(rows), number, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for line, (name, images) in zip(axes, rows):
         for axis, image in zip(line, images):

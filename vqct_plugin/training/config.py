@@ -54,7 +54,9 @@ def load(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()) -> An
             raise ConfigError(f"{file} holds no mapping; expected the keys model, data and, if need be, lightning")
     for override in overrides:
         if "=" not in override or override.startswith(("=", "-")):
-            raise ConfigError(f"cannot use the argument {override!r}; overrides are key=value, such as model.params.n_embed=512")
+            raise ConfigError(
+                f"cannot use the argument {override!r}; overrides are key=value, such as model.params.n_embed=512"
+            )
     try:
         config = OmegaConf.merge(*parts, OmegaConf.from_dotlist(list(overrides)))
         OmegaConf.resolve(config)
@@ -117,14 +119,13 @@ def find(target: str, where: str) -> Any:
     return getattr(module, name)
 
 
-def instantiate(config: Mapping[str, Any], where: str, found: Any = None, **more: Any) -> Any:
+def instantiate(config: Mapping[str, Any], where: str, found: Any = None) -> Any:
     """Build ``{target: package.module.Class, params: {...}}``; ``where`` is its place in the config, for errors.
 
     Args:
         config: the target and its parameters, as a mapping or of OmegaConf.
         where: the place in the YAML.
         found: the class, where it is not the target itself.
-        more: parameters beside those of the config.
 
     Raises:
         ConfigError: there is no target, it is not found, or it does not take a parameter.
@@ -133,7 +134,7 @@ def instantiate(config: Mapping[str, Any], where: str, found: Any = None, **more
     if not isinstance(config, Mapping) or "target" not in config:
         raise ConfigError(f"{where} is {config!r}; expected a mapping with the key `target`")
     cls = find(config["target"], where) if found is None else found
-    params: Dict[str, Any] = {**(config.get("params") or {}), **more}
+    params: Dict[str, Any] = dict(config.get("params") or {})
     try:
         signature = inspect.signature(cls)
     except (TypeError, ValueError):  # built in C

@@ -147,7 +147,7 @@ class DataModuleFromConfig(LightningDataModule):
         trainer: Any = self.trainer
         processes, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
         items = _Items(self.datasets[name], self.seed, f"data.params.{name}")
-        sampler: Any = DistributedSampler(items, processes, rank, shuffle=shuffle, seed=self.seed)  # type: ignore[arg-type]
+        sampler: Any = DistributedSampler(items, processes, rank, shuffle=shuffle, seed=self.seed)
         return Batches(items, sampler, self.batch_size, self.num_workers, position)
 
 
@@ -180,7 +180,7 @@ class Batches:
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         loader: DataLoader = DataLoader(
             self._items,
-            batch_sampler=batches[begin:],  # type: ignore[arg-type]
+            batch_sampler=batches[begin:],
             num_workers=self.num_workers,
             collate_fn=_collate,
             pin_memory=torch.cuda.is_available(),

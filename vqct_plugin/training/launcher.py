@@ -14,12 +14,7 @@ from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from vqct_plugin.hosts._lightning import TwoOptimizersByHand, for_installed_lightning
-from vqct_plugin.training.callbacks import (
-    CodebookUsageLogger,
-    ImageLogger,
-    RandomState,
-    Rescue,
-)
+from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 from vqct_plugin.training.config import ConfigError, DataError, find, hint, instantiate, load, plain
 
 #: arguments of the Trainer that this launcher gives itself, and where they are said instead
@@ -30,9 +25,9 @@ OURS = {
 }
 TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 LPIPS_OFFLINE = (
-    "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy torchvision's "
-    "vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has them; or train without LPIPS: "
-    "model.params.lossconfig.target=vqct_plugin.training.losses.VQPixelWithDiscriminator"
+    "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
+    "torchvision's vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has "
+    "them; or train without LPIPS: model.params.lossconfig.target=vqct_plugin.training.losses.VQPixelWithDiscriminator"
 )
 
 
@@ -58,7 +53,7 @@ def run(
     gpus: Optional[str] = None,
     name: str = "",
     postfix: str = "",
-    resume: Union[None, str, Path] = None,
+    resume: Union[str, Path, None] = None,
     logdir: Union[str, Path] = "logs",
     seed: int = 23,
     train: bool = True,
@@ -139,7 +134,7 @@ def _place(
         raise ConfigError(f"there is nothing to resume at {path}; expected a run's folder or a checkpoint in one")
     if not checkpoint.is_file():
         there = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
-        found = f"it has {', '.join(there)}: name one of them" if there else "it was stopped before its first checkpoint"
+        found = f"it has {', '.join(there)}: name one of them" if there else "it stopped before its first checkpoint"
         raise ConfigError(f"there is no {checkpoint}; {found}")
     configs = sorted((folder / "configs").glob("*.yaml"))
     if not configs:
@@ -202,9 +197,10 @@ def _model(config: Any, options: Dict[str, Any]) -> Any:
     by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
     # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    moved = {key: options.pop(key) for key in names if by_hand and key in options}
+    params = dict(plain(config.model.get("params")) or {})
+    params.update({key: options.pop(key) for key in names if by_hand and key in options})
     try:
-        return instantiate({**plain(config.model), "params": {**(plain(config.model.get("params")) or {}), **moved}}, "model", cls)
+        return instantiate({"target": config.model.target, "params": params}, "model", cls)
     except ConfigError:
         raise
     except Exception as error:
@@ -232,9 +228,11 @@ def _is_offline(error: Optional[BaseException]) -> bool:
 def _data(config: Any, seed: int) -> Any:
     """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
     cls = find(config.data.target, "data")
-    more = {"seed": seed} if "seed" in inspect.signature(cls).parameters and "seed" not in (config.data.get("params") or {}) else {}
+    params = dict(plain(config.data.get("params")) or {})
+    if "seed" in inspect.signature(cls).parameters:
+        params.setdefault("seed", seed)
     try:
-        data = instantiate(config.data, "data", cls, **more)
+        data = instantiate({"target": config.data.target, "params": params}, "data", cls)
         data.prepare_data()
         data.setup()
     except (ConfigError, DataError):
@@ -308,7 +306,9 @@ def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: b
             file.with_suffix(".tmp").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
             file.with_suffix(".tmp").replace(file)
     except FileExistsError as error:
-        raise ConfigError(f"there is a run in {folder} already; go on with it by -r {folder}, or give another -n") from error
+        raise ConfigError(
+            f"there is a run in {folder} already; go on with it by -r {folder}, or give another -n"
+        ) from error
     except OSError as error:
         raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another with -l") from error
 
@@ -322,7 +322,9 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
         raise
     except OSError as error:
         last = folder / "checkpoints" / "last.ckpt"
-        kept = f"{last} is the last good checkpoint: go on with -r {folder}" if last.is_file() else "no checkpoint was written yet"
+        kept = "no checkpoint was written yet"
+        if last.is_file():
+            kept = f"{last} is the last good checkpoint: go on with -r {folder}"
         raise OSError(f"{error}. Training has stopped after {trainer.global_step} steps; {kept}") from error
     except (RuntimeError, KeyError, EOFError) as error:
         if checkpoint is not None and not trainer.global_step:

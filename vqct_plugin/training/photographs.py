@@ -85,5 +85,5 @@ def _read(name: str) -> np.ndarray:
         image = image.convert("RGB")
         scale = SHORTER_SIDE / min(image.size)
         if scale < 1:
-            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.LANCZOS)
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
         return np.asarray(image)
