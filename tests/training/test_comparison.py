@@ -1,0 +1,79 @@
+"""The main job: one config twice, only its target changed, on photographs held out."""
+
+import re
+
+import pytest
+import yaml
+
+pytest.importorskip("taming")
+pytest.importorskip("skimage")
+pytest.importorskip("torchmetrics")
+from vqct_plugin.commands import demo
+from vqct_plugin.training.comparison import PHOTOGRAPHS, compare
+from vqct_plugin.training.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+    folder = tmp_path_factory.mktemp("demo")
+    return compare(overrides=words, output=folder, trainer={"max_steps": 2, "accelerator": "cpu"})
+
+
+def test_nothing_but_the_target_differs(done):
+    configs = [yaml.safe_load(file.read_text()) for file in sorted(done.folder.glob("*/configs/*-project.yaml"))]
+    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", "vqct_plugin.VQModel"]
+    assert configs[0] == configs[1]
+
+
+def test_figures_are_of_every_tile_held_out(done):
+    assert [e.images for e in done.evaluations.values()] == [len_of_validation(), len_of_validation()]
+    stock, ours = done.evaluations.values()
+    assert list(stock.usage) == ["codes"]
+    assert list(ours.usage) == ["adjective", "noun"]
+    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
+
+
+def len_of_validation():
+    from vqct_plugin.training.photographs import Photographs
+
+    params = yaml.safe_load(PHOTOGRAPHS.read_text())["data"]["params"]["validation"]["params"]
+    return len(Photographs(**params))
+
+
+def test_table_and_picture_say_what_was_measured(done):
+    lines = (done.folder / "table.md").read_text().splitlines()
+    assert "\n".join(lines) == done.table
+    for line, (name, evaluation) in zip(lines[2:], done.evaluations.items()):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == name
+        assert cells[1] == f"{evaluation.psnr:.2f} dB"
+        assert cells[2] == f"{evaluation.ssim:.3f}"
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
+        assert numbers == [usage.in_use for usage in evaluation.usage.values()]
+    assert done.picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be made: .*choose another with --output"):
+        compare(output=tmp_path / "file")
+
+
+def test_the_command_hands_its_flags_on(monkeypatch, capsys, tmp_path):
+    from vqct_plugin.training import comparison
+
+    calls = []
+
+    def pretend(**keywords):
+        calls.append(keywords)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr(comparison, "compare", pretend)
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["-o", str(tmp_path), "--max_steps", "3", "-s", "5", "model.params.n_embed=64"])
+    assert ended.value.code == 1
+    assert calls == [
+        {"overrides": ["model.params.n_embed=64"], "output": str(tmp_path), "trainer": {"max_steps": 3}, "seed": 5}
+    ]
+    assert "vqct-demo: stop here" in capsys.readouterr().err

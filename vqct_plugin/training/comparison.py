@@ -1,0 +1,111 @@
+"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two side by side."""
+
+import datetime
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
+
+import torch
+
+from vqct_plugin.evaluation.metrics import Evaluation, evaluate
+from vqct_plugin.evaluation.pictures import comparison, table
+from vqct_plugin.training.config import ConfigError
+from vqct_plugin.training.launcher import run
+
+PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
+OURS = "model.target=vqct_plugin.VQModel"
+
+
+class Comparison(NamedTuple):
+    """What :func:`compare` has made.
+
+    Attributes:
+        folder: the folder of both runs, the picture and the table.
+        evaluations: the figures of each model on the validation set.
+        seconds: how long each was trained.
+        table: all of it, in Markdown; also in ``table.md``.
+        picture: the PNG file with reconstructions and the use of the codebooks.
+    """
+
+    folder: Path
+    evaluations: Dict[str, Evaluation]
+    seconds: Dict[str, float]
+    table: str
+    picture: Path
+
+
+def compare(
+    base: Sequence[Union[str, Path]] = (PHOTOGRAPHS,),
+    overrides: Sequence[str] = (),
+    *,
+    output: Union[str, Path] = "vqct-demo",
+    trainer: Optional[Mapping[str, Any]] = None,
+    seed: int = 23,
+) -> Comparison:
+    """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show both.
+
+    Both see the same batches. The figures are of the validation set.
+
+    Args:
+        base: YAML files of a stock VQGAN; by default the small one for scikit-image's photographs.
+        overrides: ``key=value``, for both.
+        output: the folder in which this comparison gets a folder of its own.
+        trainer: arguments of Lightning's Trainer, for both.
+        seed: of both.
+
+    Raises:
+        ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
+    """
+    folder = Path(output) / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another with --output") from error
+    evaluations: Dict[str, Evaluation] = {}
+    seconds: Dict[str, float] = {}
+    reconstructions: Dict[str, torch.Tensor] = {}
+    for name, more in (("stock", []), ("VQCT", [OURS])):
+        print(f"\n{name}: {' '.join(more) if more else 'the config as it is'}", flush=True)
+        begin = time.perf_counter()
+        done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
+        seconds[name] = time.perf_counter() - begin
+        done.model.eval()
+        evaluations[name] = evaluate(done.model, done.trainer.datamodule.val_dataloader())
+        originals = _examples(done)
+        with torch.no_grad():
+            reconstructions[name] = done.model(originals)[0]
+    rows = [_row(name, evaluations[name], seconds[name], originals.shape) for name in evaluations]
+    text = table(rows)
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    picture = folder / "comparison.png"
+    comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
+    return Comparison(folder, evaluations, seconds, text, picture)
+
+
+def _examples(done: Any, number: int = 8) -> torch.Tensor:
+    """Images of the validation set, spread over it."""
+    dataset = done.trainer.datamodule.datasets["validation"]
+    places = [i * len(dataset) // number for i in range(min(number, len(dataset)))]
+    batch = torch.utils.data.default_collate([dataset[i] for i in places])
+    device = next(done.model.parameters()).device
+    images: torch.Tensor = done.model.get_input(batch, done.model.image_key).to(device)
+    return images
+
+
+def _row(name: str, evaluation: Evaluation, seconds: float, shape: Sequence[int]) -> Dict[str, str]:
+    parts: List[str] = list(evaluation.usage)
+    tokens = sum(usage.tokens for usage in evaluation.usage.values()) // evaluation.images
+    in_use = [f"{u.in_use:,} of {u.codes:,}{_of(part)}" for part, u in evaluation.usage.items()]
+    return {
+        "model": name,
+        "PSNR": f"{evaluation.psnr:.2f} dB",
+        "SSIM": f"{evaluation.ssim:.3f}",
+        "codes in use": ", ".join(in_use),
+        "perplexity": ", ".join(f"{evaluation.usage[part].perplexity:.0f}{_of(part)}" for part in parts),
+        "tokens an image": f"{tokens:,}",
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def _of(part: str) -> str:
+    return "" if part == "codes" else f" {part}s"
