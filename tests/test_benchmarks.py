@@ -46,7 +46,7 @@ def test_the_authors_formula_of_the_benchmark_is_our_quantizer(prior):
 
 def test_the_benchmark_measures_all_it_says(tmp_path, capsys):
     before = torch.get_num_threads()
-    words = "--codes 60 --occurrences 400 --word-dim 8 --maps 1 --side 4 --channels 16 --rounds 1 --warm-up 0"
+    words = "--codes 60 --occurrences 400 --word-dim 8 --maps 1 --side 4 --channels 16 --rounds 1"
     try:
         words += " --device cpu --threads 1"
         benchmark.main([*words.split(), "--output", str(tmp_path / "a" / "r.json")])

@@ -82,7 +82,8 @@ def _rows_of_a_block(z: Tensor, codes: Tensor) -> int:
 
 def _nearest_in_blocks(z: Tensor, codes: Tensor, k: int) -> Tensor:
     n = codes.shape[0]
-    norms = codes.double().pow(2).sum(1)
+    size = max(_PAIRS_AT_ONCE // max(codes.shape[1], 1), 1)
+    norms = torch.cat([some.double().pow(2).sum(1) for some in codes.split(size)])
     largest_norm = norms.max().sqrt().to(z.dtype)
     norms = norms.to(z.dtype)
     rows = min(_rows_of_a_block(z, codes), max(z.shape[0], 1))

@@ -62,6 +62,21 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(where, tmp_path):
     assert_same(last(whole), last(broken))
 
 
+def test_a_run_that_has_ended_goes_on_to_bitwise_the_same_weights(tmp_path):
+    """It ended in the middle of an epoch, after more batches than one checkpoint."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    yaml = write(tmp_path, length=8)
+    vqct_train(whole, "-b", yaml, "--max_steps", 11)
+    vqct_train(broken, "-b", yaml, "--max_steps", 6)
+    assert last(broken)["global_step"] == 6
+    (folder,) = broken.glob("logs/*")
+    vqct_train(broken, "-r", folder.relative_to(broken), "--max_steps", 11)
+    assert last(broken)["global_step"] == 11
+    assert_same(last(whole), last(broken))
+
+
 def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path):
     """Reconstructions and the transfer agree to 1e-4 after six steps; a batch's sums are taken in another order.
 

@@ -215,11 +215,12 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 class Rescue(Callback):
-    """Checkpoints out of turn: when one is asked for, and when training is broken off.
+    """Checkpoints out of turn: when one is asked for, when training is broken off, and at its end.
 
     ``kill -USR1`` asks for one: ``last.ckpt`` is written at the end of the batch. An exception or Ctrl-C writes
     ``interrupted.ckpt``, which begins again with the batch that it came in; not where several processes train, which
-    would wait for each other, and not after an error in writing.
+    would wait for each other, and not after an error in writing. A run that ends, by ``--max_steps`` say, between two
+    checkpoints leaves ``last.ckpt`` as of its last step.
 
     The signal goes to every process of the run (``pkill -USR1 -f vqct-train``) or to one of them. With several
     processes it is looked at every ``every_n_batches`` batches, since they have to agree.
@@ -250,6 +251,11 @@ class Rescue(Callback):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
             self.asked = False
+            self._save(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        saved = [c._last_global_step_saved for c in trainer.checkpoint_callbacks if getattr(c, "save_last", None)]
+        if saved and max(saved) < trainer.global_step:
             self._save(trainer, "last.ckpt")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
