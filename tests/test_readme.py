@@ -1,6 +1,7 @@
 """What the README prints, runs."""
 
 import re
+import shlex
 
 import pytest
 
@@ -33,3 +34,42 @@ def test_every_option_of_the_quantizer_is_in_the_table():
     from_the_host = {"remap", "sane_index_shape"}
     documented = set(re.findall(r"`(\w+)`", README))
     assert options - from_the_host <= documented
+
+
+def commands(name):
+    """The README's lines that call one of our commands, continued lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{name} ")]
+
+
+def test_every_call_of_vqct_train_is_understood(monkeypatch):
+    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("omegaconf")
+    pytest.importorskip("taming")
+    from vqct_plugin.commands.train import main
+    from vqct_plugin.training import launcher
+
+    calls = []
+    monkeypatch.setattr(launcher, "run", lambda *args, **keywords: calls.append((args, keywords)))
+    assert len(commands("vqct-train")) >= 3
+    for words in commands("vqct-train"):
+        main(words)
+    for (base, overrides), keywords in calls:
+        assert base or keywords["resume"]
+        assert set(keywords["trainer"]) <= set(launcher.TRAINER_ARGUMENTS)
+        if base and (ROOT / base[0]).exists():
+            launcher.load([ROOT / base[0]], overrides)
+    assert any((ROOT / base[0]).exists() for (base, _), _ in calls if base)
+
+
+def test_every_target_and_file_that_is_named_is_there():
+    import importlib
+
+    for target in re.findall(r"`(vqct_plugin\.training\.[\w.]+)`", README):
+        pytest.importorskip("pytorch_lightning")
+        pytest.importorskip("taming")
+        module, name = target.rsplit(".", 1)
+        assert hasattr(importlib.import_module(module), name)
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).exists(), link
