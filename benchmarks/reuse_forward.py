@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqct_plugin import VQModel  # noqa: E402
+from vqct_plugin import VQModel
 
 
 class Clock(pl.Callback):
