@@ -17,7 +17,7 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")
 
 from vqct_plugin.training.config import ConfigError, DataError
-from vqct_plugin.training.launcher import run
+from vqct_plugin.training.launcher import _trainer_options, run
 
 
 @pytest.fixture
@@ -82,6 +82,7 @@ def test_accumulation_and_clipping_go_to_the_model_and_into_the_rate(here):
     assert done.model.learning_rate == pytest.approx(3 * 2 * 5e-4)
     again = run(resume=done.folder, trainer={"max_epochs": 2})  # and a resumed run has them from the folder
     assert again.model.accumulate_grad_batches == 3
+    assert again.model.gradient_clip_val == 0.5
     assert again.trainer.global_step == 4
     assert again.folder == done.folder
 
@@ -117,6 +118,24 @@ def test_logging_changes_nothing_of_training(here, monkeypatch):
         done = run([write(here)], words, trainer={"max_epochs": 1}, name=callbacks[13:20])
         weights.append(done.model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(*(w.values() for w in weights)))
+
+
+def test_gpus_are_taken_as_taming_takes_them():
+    def devices(of_yaml, given, gpus=None):
+        options = _trainer_options(of_yaml, given, gpus)
+        return options.get("accelerator"), options["devices"]
+
+    assert devices({}, {}) == (None, 1)
+    assert devices({}, {}, "0,") == ("gpu", [0])
+    assert devices({}, {}, "1") == ("gpu", [1])  # a list of one, not a number of GPUs
+    assert devices({"gpus": "0,1"}, {}) == ("gpu", [0, 1])
+    assert devices({"gpus": 2}, {}) == ("gpu", 2)
+    assert devices({"gpus": "-1"}, {}) == ("gpu", -1)
+    assert devices({"accelerator": "gpu", "devices": [0, 1]}, {}, "2,3") == ("gpu", [2, 3])
+    assert devices({"gpus": "0,1"}, {"accelerator": "cpu", "devices": 2}) == ("cpu", 2)
+    assert _trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
+    with pytest.raises(ConfigError, match="gpus and devices say the same; give one of them"):
+        devices({}, {"devices": 2}, "0,")
 
 
 REFUSED = [
@@ -195,6 +214,21 @@ def test_a_broken_checkpoint_is_refused_and_left(here):
     with pytest.raises(ConfigError, match=r"last\.ckpt cannot be resumed"):
         run(resume=done.folder, trainer={"max_epochs": 2})
     assert last.stat().st_size == 1000
+
+
+def test_code_in_a_checkpoint_is_not_run(here):
+    done = run([write(here)], trainer={"max_epochs": 1})
+    last = done.folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last)
+    torch.save({**checkpoint, "more": Malicious()}, last)
+    with pytest.raises(ConfigError, match=r"last\.ckpt cannot be resumed"):
+        run(resume=done.folder, trainer={"max_epochs": 2})
+    assert not (here / "was here").exists()
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("was here",)
 
 
 def test_a_run_is_never_overwritten(here, monkeypatch):

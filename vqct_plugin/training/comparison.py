@@ -85,7 +85,8 @@ def compare(
 def _examples(done: Any, number: int = 8) -> torch.Tensor:
     """Images of the validation set, spread over it."""
     dataset = done.trainer.datamodule.datasets["validation"]
-    places = [i * len(dataset) // number for i in range(min(number, len(dataset)))]
+    number = min(number, len(dataset))
+    places = [(2 * i + 1) * len(dataset) // (2 * number) for i in range(number)]
     batch = torch.utils.data.default_collate([dataset[i] for i in places])
     device = next(done.model.parameters()).device
     images: torch.Tensor = done.model.get_input(batch, done.model.image_key).to(device)

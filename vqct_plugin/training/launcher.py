@@ -3,6 +3,7 @@
 import datetime
 import inspect
 import os
+import pickle
 import sys
 import warnings
 from pathlib import Path
@@ -83,14 +84,15 @@ def run(
     pl.seed_everything(seed, workers=True, verbose=False)
     config = load(base, overrides)
     lightning = config.pop("lightning", None) or OmegaConf.create()
-    options, accumulate = _trainer_options({**(plain(lightning.get("trainer")) or {}), **(trainer or {})}, gpus)
+    options = _trainer_options(plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
     checkpoint = _resume_from(options, checkpoint)
+    accumulate = options.get("accumulate_grad_batches") or 1
+    lightning.trainer = dict(options)  # what a resumed run reads again
 
     model = _model(config, options)
     data = _data(config, seed)
     callbacks = _callbacks(lightning, model, folder)
     loggers = _loggers(lightning, folder)
-    lightning.trainer = {**options, "accumulate_grad_batches": accumulate}  # what a resumed run reads again
     try:
         its_trainer = pl.Trainer(**options, callbacks=callbacks, logger=loggers, default_root_dir=folder)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -142,13 +144,18 @@ def _place(
     return folder, checkpoint, now, [*configs, *files]
 
 
-def _trainer_options(options: Dict[str, Any], gpus: Optional[str]) -> Tuple[Dict[str, Any], int]:
-    """``lightning.trainer`` as today's Trainer takes it, and how many batches make a step."""
+def _trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus: Optional[str]) -> Dict[str, Any]:
+    """``lightning.trainer`` and, on top of it, what was given beside the YAML, as today's Trainer takes them."""
+    given = dict(given) if gpus is None else {**given, "gpus": gpus}
+    options = {**of_yaml, **given}
     for key, instead in OURS.items():
         if key in options:
             raise ConfigError(f"lightning.trainer.{key} is not taken; say it with {instead}")
-    if gpus is not None:
-        options["gpus"] = gpus
+    if "gpus" in given and "devices" not in given:  # other devices than the YAML's
+        options.pop("devices", None)
+        options.pop("accelerator", None)
+    elif "devices" in given and "gpus" not in given:
+        options.pop("gpus", None)
     if "gpus" in options:
         options.update(_gpus(options.pop("gpus"), options))
     old = options.pop("distributed_backend", None)
@@ -160,9 +167,8 @@ def _trainer_options(options: Dict[str, Any], gpus: Optional[str]) -> Tuple[Dict
             f"the Trainer of Lightning {pl.__version__} has no argument {unknown[0]!r}"
             f"{hint(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
         )
-    accumulate = options.get("accumulate_grad_batches") or 1
     # One device unless told otherwise, as with taming: the learning rate goes with their number.
-    return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}, accumulate
+    return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}
 
 
 def _gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
@@ -317,7 +323,7 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
     if trainer.is_global_zero:
         print(f"log folder {folder}" + (f", going on from {checkpoint}" if checkpoint else ""), flush=True)
     try:
-        trainer.fit(model, data, ckpt_path=str(checkpoint) if checkpoint else None)
+        trainer.fit(model, data, **_checkpoint_arguments(trainer.fit, checkpoint))
     except (ConfigError, DataError):
         raise
     except OSError as error:
@@ -326,7 +332,7 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
         if last.is_file():
             kept = f"{last} is the last good checkpoint: go on with -r {folder}"
         raise OSError(f"{error}. Training has stopped after {trainer.global_step} steps; {kept}") from error
-    except (RuntimeError, KeyError, EOFError) as error:
+    except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if checkpoint is not None and not trainer.global_step:
             raise ConfigError(f"the checkpoint {checkpoint} cannot be resumed: {error}") from error
         raise
@@ -336,9 +342,17 @@ def _test(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path]) -> No
     has_step = type(model).test_step is not pl.LightningModule.test_step
     has_data = "test" in getattr(data, "dataset_configs", {"test": None})
     if has_step and has_data:
-        trainer.test(model, data, ckpt_path=str(checkpoint) if checkpoint else None)
+        trainer.test(model, data, **_checkpoint_arguments(trainer.test, checkpoint))
     elif has_data and trainer.is_global_zero:
         print(f"nothing is tested: {type(model).__name__} has no test_step", file=sys.stderr)
+
+
+def _checkpoint_arguments(function: Any, checkpoint: Optional[Path]) -> Dict[str, Any]:
+    """To go on from a checkpoint, in which code is never run where Lightning can be told so (from 2.6 on)."""
+    if checkpoint is None:
+        return {}
+    safely = {"weights_only": True} if "weights_only" in inspect.signature(function).parameters else {}
+    return {"ckpt_path": str(checkpoint), **safely}
 
 
 def _silence() -> None:
