@@ -81,3 +81,13 @@ def test_processes_add_their_counts(tmp_path):
     one_process.update(torch.tensor([0, 3, 3, 1, 3, 4]))
     expected = {part: tuple(figures) for part, figures in one_process.compute().items()}
     assert torch.load(str(tmp_path / "0.pt")) == torch.load(str(tmp_path / "1.pt")) == expected
+
+
+@pytest.mark.skipif(not hasattr(torch, "inference_mode"), reason="torch before 1.9 has no inference mode")
+def test_counting_begun_in_inference_mode_goes_on_outside():
+    usage = CodebookUsage(4)
+    with torch.inference_mode():
+        usage.update(torch.empty(3, dtype=torch.int64, device="meta"))  # another device, as a GPU is
+    assert usage.counts.device.type == "meta"
+    assert not usage.counts.is_inference()
+    usage.update(torch.empty(3, dtype=torch.int64, device="meta"))

@@ -1,5 +1,6 @@
 """Which codes are in use: the share of the codebook, its perplexity, and the dead codes, per part of speech."""
 
+from contextlib import nullcontext
 from typing import Dict, List, NamedTuple, Sequence, Union
 
 import torch
@@ -66,7 +67,10 @@ class CodebookUsage:
         if flat.device.type == "cpu" and flat.numel() and not 0 <= int(flat.min()) <= int(flat.max()) < n:
             raise ValueError(f"indices run from {int(flat.min())} to {int(flat.max())}; expected 0 to {n - 1}")
         if self.counts.device != flat.device:
-            self.counts = self.counts.to(flat.device)
+            # Lightning validates in inference mode; a tensor made in it could not be counted on outside
+            outside = torch.inference_mode(False) if hasattr(torch, "inference_mode") else nullcontext()
+            with outside:
+                self.counts = self.counts.to(flat.device)
         self.counts.scatter_add_(0, flat, torch.ones_like(flat))
 
     def total_counts(self) -> Tensor:
