@@ -41,7 +41,9 @@ def test_a_run_leaves_what_tamings_does(here, capsys):
     assert {p.name for p in (done.folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch=000001.ckpt"}
     now = done.folder.name[:19]
     project = yaml.safe_load((done.folder / "configs" / f"{now}-project.yaml").read_text())
-    assert project == {key: value for key, value in tiny().items() if key != "lightning"}
+    expected = tiny()
+    expected["data"]["params"]["seed"] = 23
+    assert project == {key: expected[key] for key in ("model", "data")}
     lightning = yaml.safe_load((done.folder / "configs" / f"{now}-lightning.yaml").read_text())
     assert lightning["lightning"]["trainer"]["max_epochs"] == 2
     pictures = {p.name for p in (done.folder / "images" / "train").iterdir()}
@@ -85,6 +87,13 @@ def test_accumulation_and_clipping_go_to_the_model_and_into_the_rate(here):
     assert again.model.gradient_clip_val == 0.5
     assert again.trainer.global_step == 4
     assert again.folder == done.folder
+
+
+def test_a_resumed_run_keeps_its_seed(here):
+    done = run([write(here)], trainer={"max_epochs": 1}, seed=7)
+    again = run(resume=done.folder, trainer={"max_epochs": 2})
+    assert done.trainer.datamodule.seed == again.trainer.datamodule.seed == 7
+    assert run([here / "tiny.yaml"], trainer={"max_steps": 1}).trainer.datamodule.seed == 23
 
 
 def test_the_pictures_are_the_models_reconstructions(here):

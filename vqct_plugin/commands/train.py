@@ -92,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
         "-r", "--resume", default=None, metavar="RUN", help="go on with a run: its folder, or a checkpoint in it"
     )
     parser.add_argument("-l", "--logdir", default="logs", metavar="FOLDER", help="where runs are kept (logs)")
-    parser.add_argument("-s", "--seed", type=int, default=23, help="of weights, batches and dropout (23)")
+    parser.add_argument(
+        "-s", "--seed", type=int, default=None, help="of weights, batches, dropout (23; a resumed run keeps its own)"
+    )
     parser.add_argument(
         "-t", "--train", type=_true_or_false, nargs="?", const=True, default=True, metavar="BOOL", help="train (true)"
     )

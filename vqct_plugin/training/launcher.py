@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from vqct_plugin.hosts._lightning import TwoOptimizersByHand, for_installed_lightning
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 from vqct_plugin.training.config import ConfigError, DataError, find, hint, instantiate, load, plain
+from vqct_plugin.training.datasets import DataModuleFromConfig
 
 #: arguments of the Trainer that this launcher gives itself, and where they are said instead
 OURS = {
@@ -24,6 +25,7 @@ OURS = {
     "logger": "lightning.logger",
     "default_root_dir": "-l/--logdir",
 }
+DEFAULT_SEED = 23  # taming's
 TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 LPIPS_OFFLINE = (
     "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
@@ -56,7 +58,7 @@ def run(
     postfix: str = "",
     resume: Union[str, Path, None] = None,
     logdir: Union[str, Path] = "logs",
-    seed: int = 23,
+    seed: Optional[int] = None,
     train: bool = True,
     test: bool = True,
 ) -> Run:
@@ -71,7 +73,7 @@ def run(
         postfix: goes after the name.
         resume: a run's folder, or a checkpoint in one, to go on from.
         logdir: where runs have their folders.
-        seed: of weights, batches and all other random numbers.
+        seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
         test: whether to test afterwards; only a model with a ``test_step``, and data with a test set, can be.
 
@@ -81,8 +83,9 @@ def run(
         OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
     """
     folder, checkpoint, now, base = _place(base, resume, name, postfix, Path(logdir))
-    pl.seed_everything(seed, workers=True, verbose=False)
     config = load(base, overrides)
+    seed = _seed(config, seed)
+    pl.seed_everything(seed, workers=True, verbose=False)
     lightning = config.pop("lightning", None) or OmegaConf.create()
     options = _trainer_options(plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
     checkpoint = _resume_from(options, checkpoint)
@@ -90,7 +93,7 @@ def run(
     lightning.trainer = dict(options)  # what a resumed run reads again
 
     model = _model(config, options)
-    data = _data(config, seed)
+    data = _data(config)
     callbacks = _callbacks(lightning, model, folder)
     loggers = _loggers(lightning, folder)
     try:
@@ -231,14 +234,20 @@ def _is_offline(error: Optional[BaseException]) -> bool:
     return False
 
 
-def _data(config: Any, seed: int) -> Any:
-    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
+def _seed(config: Any, given: Optional[int]) -> int:
+    """The run's seed, which our data module keeps, and with it the configs that a resumed run reads."""
     cls = find(config.data.target, "data")
-    params = dict(plain(config.data.get("params")) or {})
-    if "seed" in inspect.signature(cls).parameters:
-        params.setdefault("seed", seed)
+    recorded = (config.data.get("params") or {}).get("seed") if cls is DataModuleFromConfig else None
+    seed = given if given is not None else recorded if recorded is not None else DEFAULT_SEED
+    if cls is DataModuleFromConfig:
+        OmegaConf.update(config, "data.params.seed", seed)
+    return int(seed)
+
+
+def _data(config: Any) -> Any:
+    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
     try:
-        data = instantiate({"target": config.data.target, "params": params}, "data", cls)
+        data = instantiate(config.data, "data")
         data.prepare_data()
         data.setup()
     except (ConfigError, DataError):
