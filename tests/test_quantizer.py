@@ -361,6 +361,11 @@ REFUSALS = [
     ({"topk": {"noun": 99}}, "topk is 99 for noun"),
     ({"dropout": 1.5}, "dropout is 1.5"),
     ({"edge_weight": "sum"}, "expected one of count, binary, log"),
+    ({"beta": "0.25"}, "beta is '0.25'; expected a number of 0 or more"),
+    ({"beta": -1}, "beta is -1"),
+    ({"legacy": "False"}, "legacy is 'False'; expected true or false"),
+    ({"sane_index_shape": 1}, "sane_index_shape is 1; expected true or false"),
+    ({"prior": None}, "the prior is None; expected a path, or 'default'"),
     ({"prior": "nowhere.safetensors"}, "nowhere.safetensors does not exist"),
 ]
 

@@ -256,6 +256,8 @@ class CodebookPrior:
         Raises:
             PriorError: whatever is wrong with the file, and nothing else.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise PriorError(f"the prior is {path!r}; expected a path, or 'default' for the one in the package")
         file = DEFAULT_FILE if str(path) == "default" else Path(path)
         if not file.is_file():
             what = "is a folder" if file.is_dir() else "does not exist"

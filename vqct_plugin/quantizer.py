@@ -107,6 +107,11 @@ class CodebookTransferQuantizer(nn.Module):
         edge_weight: str = "count",
     ) -> None:
         super().__init__()
+        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
+            raise ValueError(f"beta is {beta!r}; expected a number of 0 or more, such as 0.25")
+        for name, flag in (("legacy", legacy), ("sane_index_shape", sane_index_shape)):
+            if not isinstance(flag, bool):  # the text "False" would be true
+                raise ValueError(f"{name} is {flag!r}; expected true or false")
         joint = parts_of_speech == "joint"
         if isinstance(parts_of_speech, str) and not joint:
             parts_of_speech = (parts_of_speech,)

@@ -154,6 +154,7 @@ REFUSED = [
     ({"topk": 0}, [], {}, "the model cannot be built: .*topk"),
     ({"prior": "nowhere.safetensors"}, [], {}, r"nowhere\.safetensors"),
     ({"ckpt_path": "nowhere.ckpt"}, [], {}, r"nowhere\.ckpt"),
+    ({}, ["data.params.train=null"], {}, r"there is nothing to train on; expected data\.params\.train"),
     ({"length": 0}, [], {}, r"data\.params\.train .* is empty"),
     ({}, ["data.params.train.target=taming.data.custom.CustomTrain"], {}, r"takes no data\.params\.train\.params\."),
     ({}, ["data.params.batch_siez=2"], {}, r"takes no data\.params\.batch_siez; did you mean batch_size"),

@@ -128,8 +128,6 @@ class DataModuleFromConfig(LightningDataModule):
             self.datasets[name] = dataset
 
     def train_dataloader(self) -> "Batches":
-        if "train" not in self.datasets:
-            raise DataError("the data module has no training set; expected data.params.train")
         trainer: Any = self.trainer
         # Asked for when the first batch is: by then Lightning knows where an interrupted epoch goes on. With
         # --overfit_batches every epoch has to be the same.

@@ -94,6 +94,8 @@ def run(
 
     model = _model(config, options)
     data = _data(config)
+    if train and getattr(data, "datasets", None) is not None and "train" not in data.datasets:
+        raise DataError("there is nothing to train on; expected data.params.train")
     callbacks = _callbacks(lightning, model, folder)
     loggers = _loggers(lightning, folder)
     try:
