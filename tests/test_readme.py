@@ -44,7 +44,7 @@ def commands(name):
 
 
 def test_every_call_of_vqct_train_is_understood(monkeypatch):
-    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("pytorch_lightning", "2.0")
     pytest.importorskip("omegaconf")
     pytest.importorskip("taming")
     from vqct_plugin.commands.train import main
@@ -67,7 +67,7 @@ def test_every_target_and_file_that_is_named_is_there():
     import importlib
 
     for target in re.findall(r"`(vqct_plugin\.training\.[\w.]+)`", README):
-        pytest.importorskip("pytorch_lightning")
+        pytest.importorskip("pytorch_lightning", "2.0")
         pytest.importorskip("taming")
         module, name = target.rsplit(".", 1)
         assert hasattr(importlib.import_module(module), name)
