@@ -12,7 +12,7 @@ import pytest
 import vqct_plugin
 from tests.conftest import ROOT
 
-CORE = ("prior", "lookup", "transfer", "usage", "quantizer", "_torch", "_deferred")
+CORE = ("prior", "lookup", "transfer", "usage", "quantizer", "_torch", "_deferred", "_files", "_pickles")
 WINGS = ("transformers", "nltk", "lightning", "pytorch_lightning", "torchvision", "omegaconf", "taming", "matplotlib")
 
 
@@ -25,6 +25,8 @@ def test_importing_takes_the_core_only():
     code = "import sys, vqct_plugin; vqct_plugin.CodebookTransferQuantizer; print(*sorted(sys.modules))"
     loaded = {name.split(".")[0] for name in in_a_fresh_process(code).split()}
     assert loaded.isdisjoint(WINGS)
+    code = "import sys, vqct_plugin; print(*sorted(sys.modules))"
+    assert "torch" not in {name.split(".")[0] for name in in_a_fresh_process(code).split()}  # workers start sooner
     rooms = {"building", "commands", "evaluation", "hosts", "training"}
     code = "import sys, vqct_plugin; print(*[m for m in sys.modules if m.startswith('vqct_plugin.')])"
     assert {name.split(".")[1] for name in in_a_fresh_process(code).split()}.isdisjoint(rooms)

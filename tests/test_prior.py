@@ -142,7 +142,7 @@ def test_saving_refuses_to_overwrite_and_leaves_nothing_behind(tmp_path):
 
 
 def test_without_hard_links_too_an_existing_file_is_refused(tmp_path, monkeypatch):
-    def no_hard_links(source, target):
+    def no_hard_links(source, target, **how):
         raise OSError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", no_hard_links)

@@ -1,23 +1,32 @@
 """VQCT, codebook transfer with part of speech, for the VQGAN codebases people already have.
 
-Importing this takes torch, numpy, einops and safetensors. ``VQModel``, the taming-transformers host with our
-quantizer, is imported when it is asked for.
+Importing this takes numpy and safetensors; whatever needs more (torch for the quantizer, taming-transformers for
+``VQModel``, transformers and NLTK for ``build_prior``) is imported when it is asked for.
 
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any, List
 
 from vqct_plugin._version import __version__
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.quantizer import CodebookTransferQuantizer
-from vqct_plugin.usage import CodebookUsage
 
 if TYPE_CHECKING:
+    from vqct_plugin.building.build import build_prior
     from vqct_plugin.hosts.taming import VQModel
+    from vqct_plugin.quantizer import CodebookTransferQuantizer
+    from vqct_plugin.quantizer import CodebookTransferQuantizer as Quantizer
+    from vqct_plugin.usage import CodebookUsage
 
-#: the name to write in a patched host's ``quantizer_config.target``
-Quantizer = CodebookTransferQuantizer
+_WHERE = {
+    "CodebookTransferQuantizer": ("vqct_plugin.quantizer", "CodebookTransferQuantizer"),
+    # the name to write in a patched host's quantizer_config.target
+    "Quantizer": ("vqct_plugin.quantizer", "CodebookTransferQuantizer"),
+    "CodebookUsage": ("vqct_plugin.usage", "CodebookUsage"),
+    "VQModel": ("vqct_plugin.hosts.taming", "VQModel"),
+    "build_prior": ("vqct_plugin.building.build", "build_prior"),
+}
 
 __all__ = [
     "CodebookTransferQuantizer",
@@ -26,15 +35,15 @@ __all__ = [
     "PriorError",
     "CodebookUsage",
     "VQModel",
+    "build_prior",
     "__version__",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VQModel":
-        from vqct_plugin.hosts.taming import VQModel
-
-        return VQModel
+    if name in _WHERE:
+        module, attribute = _WHERE[name]
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -9,7 +9,6 @@ import difflib
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
@@ -17,6 +16,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
+
+from vqct_plugin._files import write_whole
 
 FORMAT = "vqct_prior"
 VERSION = 1
@@ -243,7 +244,7 @@ class CodebookPrior:
         # All metadata under one key: safetensors does not fix the order of several, and the bytes have to be the same.
         data = safetensors_bytes(self._file_arrays(), metadata={FORMAT: _canonical_json(header)})
         try:
-            _write_whole(path, data, overwrite)
+            write_whole(path, data, overwrite)
         except FileExistsError:
             raise PriorError(f"{path} exists; pass overwrite=True to replace it") from None
         except OSError as error:
@@ -423,38 +424,3 @@ def _checked_header(text: str) -> Dict[str, Any]:
         if not isinstance(header.get(key), kind):
             raise PriorError(f"the metadata has no {kind.__name__} called {key!r}")
     return header
-
-
-def _write_whole(path: Path, data: bytes, overwrite: bool) -> None:
-    """Write beside the target, then move: a reader sees the old file or the new one, never a part."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=str(path.parent))
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private; a prior is shared as other files are
-        if overwrite:
-            os.replace(name, path)
-        else:
-            _move_unless_there(name, path)
-    finally:
-        if os.path.exists(name):
-            os.unlink(name)
-
-
-def _move_unless_there(name: str, path: Path) -> None:
-    try:
-        os.link(name, path)  # unlike a rename, this fails where a file is, also one that came this moment
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(str(path)) from None
-        os.replace(name, path)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import SHARED
 
-NEEDED = [name for name in ("nltk", "transformers", "tqdm") if importlib.util.find_spec(name) is None]
+NEEDED = [name for name in ("nltk", "transformers", "tqdm", "ijson") if importlib.util.find_spec(name) is None]
 if NEEDED:
     collect_ignore_glob = ["test_*.py"]
     warnings.warn(f"tests/building is left out, for want of {', '.join(NEEDED)}", stacklevel=1)

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from vqct_plugin.building.build import read_drop_words
+from vqct_plugin.building.build import read_words
 from vqct_plugin.prior import DEFAULT_FILE, CodebookPrior
 
 
@@ -82,6 +82,6 @@ def test_adjectives_stand_before_the_nouns_they_describe(prior):
 def test_the_1024_commonest_are_words_of_things_seen(prior):
     small = prior.select(1024)
     named = set(zip(small.words, (small.parts[p] for p in small.part_of_speech)))
-    assert not named & read_drop_words(DEFAULT_FILE.parent / "not-visible.txt")
+    assert not named & read_words(DEFAULT_FILE.parent / "not-visible.txt")
     assert {("red", "adjective"), ("striped", "adjective"), ("dog", "noun"), ("grass", "noun")} <= named
     assert small.sizes == {"adjective": 226, "noun": 798}

@@ -2,21 +2,22 @@
 
 import pytest
 
-from vqct_plugin.building.build import assemble, count_captions, read_drop_words
-from vqct_plugin.building.captions import CaptionsFile
-from vqct_plugin.building.tagging import CaptionTagger, known_to_wordnet
-from vqct_plugin.building.vectors import InputEmbeddings
+from vqct_plugin.building.build import assemble, read_words
+from vqct_plugin.building.captions import Captions
+from vqct_plugin.building.counting import count_captions
+from vqct_plugin.building.tagging import known_to_wordnet
+from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel
 from vqct_plugin.prior import DEFAULT_FILE, CodebookPrior
 
 
 @pytest.fixture(scope="module")
 def corpus(flickr8k):
-    return CaptionsFile(flickr8k)
+    return Captions(flickr8k)
 
 
 @pytest.fixture(scope="module")
 def counts(corpus, nltk_data):
-    return count_captions([corpus], CaptionTagger())  # some 12 s
+    return count_captions([corpus])  # some 12 s
 
 
 def sizes(counts):
@@ -24,24 +25,24 @@ def sizes(counts):
 
 
 def test_every_caption_is_read(corpus, counts):
-    assert (corpus.format, corpus.captions, corpus.damaged, corpus.spaces_for_tabs) == ("flickr", 40_460, 0, 3)
+    assert (corpus.format, corpus.captions, corpus.damaged, corpus.mended) == ("flickr", 40_460, 0, 3)
 
 
 def test_the_words_and_pairs_before_the_threshold(counts):
     assert sizes(counts) == {"adjective": 2_251, "noun": 4_726}
-    assert sum(counts.pairs.values()) == 32_972
+    assert sum(counts.pairs["adjective", "noun"].values()) == 32_972
 
 
 def test_the_words_and_pairs_seen_more_than_ten_times(counts):
     kept = counts.more_than(10)
     assert sizes(kept) == {"adjective": 244, "noun": 1_032}
-    assert len(kept.pairs) == 5_029
-    assert sum(kept.pairs.values()) == 28_142
+    assert len(kept.pairs["adjective", "noun"]) == 5_029
+    assert sum(kept.pairs["adjective", "noun"].values()) == 28_142
 
 
 def test_the_shipped_prior_is_what_its_recipe_gives(counts, minilm):
-    kept = counts.only(known_to_wordnet).without(read_drop_words(DEFAULT_FILE.parent / "not-visible.txt"))
-    built, unknown = assemble(kept, InputEmbeddings(minilm), {}, dtype="float16")
+    kept = counts.only(known_to_wordnet).without(read_words(DEFAULT_FILE.parent / "not-visible.txt"))
+    built, unknown = assemble(kept, InputEmbeddings(LanguageModel(minilm)), {}, dtype="float16")
     shipped = CodebookPrior.load("default")
     assert unknown == []
     assert built.words == shipped.words

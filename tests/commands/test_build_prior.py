@@ -62,7 +62,7 @@ def test_ctrl_c_leaves_no_file(captions, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "InputEmbeddings", interrupted)
+    monkeypatch.setattr(build, "LanguageModel", interrupted)
     arguments = ["--plm", "any/model", "--captions", str(captions), "--output", str(tmp_path / "prior.safetensors")]
     assert main(arguments) == 130
     assert "nothing was written" in capsys.readouterr().err

@@ -1,95 +1,102 @@
-"""Captions and a language model in, a prior out: the whole way, with its summary."""
+"""Captions and a language model in, a prior out: the whole way."""
 
 import hashlib
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
-from tqdm import tqdm
 
 from vqct_plugin._version import __version__
-from vqct_plugin.building.captions import BuildError, CaptionsFile, PathLike, open_captions
-from vqct_plugin.building.tagging import PARTS, CaptionTagger, WordCounts, known_to_wordnet
-from vqct_plugin.building.vectors import InputEmbeddings
+from vqct_plugin.building.captions import Captions, PathLike, open_captions
+from vqct_plugin.building.counting import count_captions
+from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.neighbours import across_parts
+from vqct_plugin.building.report import BuildReport
+from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, known_to_wordnet, tagged_with
+from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptEncodings, WordVectors, check_prompts
+from vqct_plugin.building.wordnet import WordNetGlosses, wordnet_words, words_of
 from vqct_plugin.prior import CodebookPrior
 
+WORDS = ("captions", "model", "wordnet")
+VECTORS = ("embeddings", "prompts")
+EDGE_KINDS = ("cooccurrence", "neighbours", "both")
 DTYPES = ("float32", "float16")
+MIN_COUNT = 10  # the authors' threshold
 
-
-@dataclass
-class BuildReport:
-    """A built prior and how it came about; ``str(report)`` is the summary that the command prints."""
-
-    prior: CodebookPrior
-    corpora: List[CaptionsFile]
-    counted: WordCounts
-    unknown: List[Tuple[str, str]]
-    seconds: Dict[str, float] = field(default_factory=dict)
-    output: Optional[Path] = None
-
-    def __str__(self) -> str:
-        prior = self.prior
-        lines = []
-        for corpus in self.corpora:
-            lines.append(f"{corpus.path.name}: {corpus.captions:,} captions ({corpus.format})")
-            if corpus.spaces_for_tabs:
-                lines.append(f"  {corpus.spaces_for_tabs:,} lines with a space for the tab, read as meant")
-            if corpus.damaged:
-                lines.append(f"  {corpus.damaged:,} damaged lines skipped, the first:")
-                lines += [f"    {line}" for line in corpus.first_damaged]
-        lines.append(f"counted: {self.counted.describe()}")
-        sizes = " + ".join(f"{size:,} {part}s" for part, size in prior.sizes.items())
-        occurrences, tied = int(prior.edge_count.sum()), np.unique(prior.edges).size
-        lines.append(
-            f"kept: {sizes} = {len(prior):,} codes with vectors of {prior.vectors.shape[1]} ({prior.vectors.dtype})"
-        )
-        lines.append(f"edges: {prior.edges.shape[1]:,} distinct, {occurrences:,} occurrences")
-        lines.append(f"isolated codes (no edge): {len(prior) - tied:,}")
-        if self.unknown:
-            shown = ", ".join(word for word, _ in self.unknown[:10])
-            lines.append(f"dropped, unknown to the tokenizer: {len(self.unknown):,} words ({shown})")
-        for number, part in enumerate(prior.parts):
-            words = [word for word, p in zip(prior.words, prior.part_of_speech) if p == number]
-            lines.append(f"commonest {part}s: {', '.join(words[:12])}")
-        lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items()))
-        if self.output is not None:
-            lines.append(f"written: {self.output} ({self.output.stat().st_size / 1e6:.1f} MB)")
-        return "\n".join(lines)
+VectorSource = Union[InputEmbeddings, PromptEncodings, WordVectors]
 
 
 def build_prior(
-    captions: Sequence[PathLike],
-    plm: str,
+    plm: Optional[str] = None,
+    captions: Optional[Sequence[PathLike]] = None,
     output: Optional[PathLike] = None,
     *,
     plm_name: Optional[str] = None,
+    word_vectors: Optional[PathLike] = None,
+    vectors: str = "embeddings",
+    prompts: Optional[Mapping[str, str]] = None,
+    standardize: bool = False,
     caption_format: str = "auto",
-    min_count: int = 10,
+    caption_field: str = "caption",
+    glosses: bool = False,
+    words: Optional[str] = None,
+    parts: Sequence[str] = PARTS,
+    min_count: Optional[int] = None,
+    max_words: Union[int, Mapping[str, int], None] = None,
     only_wordnet: bool = False,
+    keep_words: Optional[PathLike] = None,
     drop_words: Optional[PathLike] = None,
+    edges: str = "cooccurrence",
+    neighbours: int = 5,
     dtype: str = "float32",
-    batch_size: int = 1024,
+    batch_size: int = 256,
+    workers: int = 1,
+    scheduler: Optional[str] = None,
+    picture: Optional[PathLike] = None,
     force: bool = False,
     progress: bool = False,
 ) -> BuildReport:
     """Build a prior by the recipe of Zhang et al., CVPR 2024, and write it whole or not at all.
 
+    The same inputs give the same bytes, with any number of workers.
+
     Args:
-        captions: caption files, plain text or Flickr token files.
-        plm: the language model, a local folder or a name on the hub; a word's vector is the mean of the input
-            embeddings of its pieces. A word that the tokenizer only knows as unknown is dropped, and reported.
+        plm: the language model, a local folder or a name on the hub.
+        captions: corpora: files, folders, addresses that fsspec opens, ``"-"`` for standard input; in any format of
+            ``vqct_plugin.building.formats.FORMATS``. Without captions the words come from the language model's
+            vocabulary, and counts and edges from WordNet's glosses.
         output: the prior file to write; ``None`` writes none.
         plm_name: what the prior calls the model; the hub name or the folder's base name by default.
-        caption_format: ``"auto"``, ``"text"`` or ``"flickr"``.
-        min_count: words seen more often than this are kept.
+        word_vectors: a text file of GloVe, word2vec or fastText in place of ``plm``.
+        vectors: ``"embeddings"``, a word's vector is the mean of the input embeddings of its pieces; ``"prompts"``, the
+            model's encoding of a prompt. A word that the tokenizer only knows as unknown, or that the file of word
+            vectors does not have, is dropped and reported; if these are more than half, that is an error.
+        prompts: part of speech -> text with one ``{}``; the authors' are ``"a photo of {} object"`` for adjectives and
+            ``"a photo of {}"`` for others.
+        standardize: centre each dimension of the vectors over all words and scale it to standard deviation 1.
+        caption_format: the format of all corpora; ``"auto"`` tells it from their first lines.
+        caption_field: where captions stand in JSON records, and the column of CSV, TSV and Parquet.
+        glosses: count WordNet's glosses too (of adjectives and of nouns that can be seen), beside the captions.
+        words: ``"captions"``, the words seen there; ``"model"``, the language model's whole words that WordNet knows;
+            ``"wordnet"``, WordNet's. Of the last two only nouns that can be seen. By default ``"captions"`` if there
+            are any, then ``"model"``, then (with ``word_vectors``) ``"wordnet"``.
+        parts: parts of speech, of ``adjective noun verb adverb``, in this order in the prior.
+        min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
+        max_words: at most so many of the commonest words in each part, or a mapping from parts to numbers.
         only_wordnet: keep only words that WordNet lists in that part of speech (no typos, no slips of the tagger).
-        drop_words: a text file of words to leave out: a word a line, or a word and the one part it is dropped from.
+        keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
+        drop_words: a text file of words to leave out, written the same way.
+        edges: ``"cooccurrence"``, words side by side; ``"neighbours"``, each word and the words of other parts with
+            the nearest vectors, each such edge with a count of 1; or ``"both"``, which leaves no word without an edge.
+        neighbours: how many nearest words each word is tied to, where ``edges`` says so.
         dtype: what the vectors are stored as, ``"float32"`` or ``"float16"``.
-        batch_size: words tokenized at a time; does not change the result.
-        force: replace an existing ``output``.
+        batch_size: words encoded at a time; may change the last digits of prompt encodings.
+        workers: processes of this machine that tag captions.
+        scheduler: the address of a Dask scheduler whose workers tag captions.
+        picture: a picture of the prior to draw, for instance a ``.png``.
+        force: replace an existing ``output`` and ``picture``.
         progress: progress bars on stderr.
 
     Raises:
@@ -97,33 +104,83 @@ def build_prior(
         PriorError: the file cannot be written.
     """
     seconds: Dict[str, float] = {}
-    _check_options(min_count, dtype, batch_size)
-    _check_output(output, force)
-    corpora = open_captions(captions, caption_format)
-    dropped = read_drop_words(drop_words) if drop_words is not None else set()
+    words = words or ("captions" if captions else "model" if plm is not None else "wordnet")
+    glosses = glosses or not captions
+    if min_count is None:
+        min_count = MIN_COUNT if words == "captions" else -1
+    elif min_count < 0:
+        raise BuildError(f"min_count is {min_count}; expected 0 (every word seen) or more")
+    parts = _checked_parts(parts)
+    most = _checked_most(max_words, parts)
+    _check_choices(
+        {"words": (words, WORDS), "vectors": (vectors, VECTORS), "edges": (edges, EDGE_KINDS), "dtype": (dtype, DTYPES)}
+    )
+    _check_numbers({"neighbours": neighbours, "batch_size": batch_size, "workers": workers})
+    _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler, plm_name)
+    for path in (output, picture):
+        _check_output(path, force)
+    if picture is not None:
+        from vqct_plugin.building.pictures import check_picture
+
+        check_picture(picture)
+    corpora: List[Union[Captions, WordNetGlosses]] = (
+        list(open_captions(captions, caption_format, caption_field)) if captions else []
+    )
+    kept_list = read_words(keep_words, parts) if keep_words is not None else None
+    dropped = read_words(drop_words, parts) if drop_words is not None else set()
+    if glosses:
+        corpora.append(WordNetGlosses())
+
     with _timed(seconds, "language model"):
-        embeddings = InputEmbeddings(plm, plm_name)
+        language_model = LanguageModel(plm, plm_name) if plm is not None else None
+        source = _vector_source(language_model, word_vectors, plm_name, vectors, prompts)
     with _timed(seconds, "tagging"):
-        tagger = CaptionTagger()
-        counted = count_captions(corpora, tagger, progress)
-    with _timed(seconds, "vectors"):
-        kept = counted.more_than(min_count)
+        counted = count_captions(corpora, parts, workers, scheduler, progress)
+    with _timed(seconds, "words"):
+        kept = counted
+        if words == "wordnet":
+            kept = kept.among(wordnet_words(parts))
+        elif words == "model" and language_model is not None:
+            kept = kept.among(words_of(language_model.whole_words(), parts))
+        kept = kept.more_than(min_count)
         if only_wordnet:
             kept = kept.only(known_to_wordnet)
+        if kept_list is not None:
+            chosen = kept_list
+            kept = kept.only(lambda word, part: (word, part) in chosen)
         kept = kept.without(dropped)
         provenance: Dict[str, Any] = {
             "captions": [corpus.describe() for corpus in corpora],
-            "tagger": tagger.describe(),
-            "edges": "adjective right before a noun",
-            "min_count": min_count,
+            "tagger": tagged_with(),
+            "words": words,
+            "min_count": max(min_count, 0) if words == "captions" or min_count >= 0 else None,
+            "max_words": most or None,
             "only_wordnet": only_wordnet,
             "tool": f"vqct_plugin {__version__}",
         }
-        if drop_words is not None:
-            digest = hashlib.sha256(Path(drop_words).read_bytes()).hexdigest()
-            provenance["drop_words"] = {"file": Path(drop_words).name, "sha256": digest}
-        prior, unknown = assemble(kept, embeddings, provenance, dtype, batch_size, progress)
+        for what, path in (("keep_words", keep_words), ("drop_words", drop_words)):
+            if path is not None:
+                digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+                provenance[what] = {"file": Path(path).name, "sha256": digest}
+    with _timed(seconds, "vectors"):
+        prior, unknown = assemble(
+            kept,
+            source,
+            provenance,
+            most=most,
+            standardize=standardize,
+            edges=edges,
+            neighbours=neighbours,
+            dtype=dtype,
+            batch_size=batch_size,
+            progress=progress,
+        )
     report = BuildReport(prior, corpora, counted, unknown, seconds)
+    if picture is not None:
+        from vqct_plugin.building.pictures import draw_prior
+
+        with _timed(seconds, "picture"):
+            draw_prior(prior, picture, overwrite=force)
     if output is not None:
         with _timed(seconds, "writing"):
             prior.save(output, overwrite=force)
@@ -131,92 +188,190 @@ def build_prior(
     return report
 
 
-def count_captions(corpora: Sequence[CaptionsFile], tagger: CaptionTagger, progress: bool = False) -> WordCounts:
-    """Tag all captions and count their words and pairs; memory grows with distinct words and pairs only."""
-    counts = WordCounts()
-    total = sum(corpus.size for corpus in corpora)
-    with tqdm(total=total, desc="tagging captions", unit="B", unit_scale=True, disable=not progress) as bar:
-        done = 0
-        for corpus in corpora:
-            for caption in corpus:
-                counts.add(tagger(caption))
-                bar.update(done + corpus.bytes_read - bar.n)
-            done += corpus.size
-    return counts
-
-
 def assemble(
     counts: WordCounts,
-    embeddings: InputEmbeddings,
+    source: VectorSource,
     provenance: Dict[str, Any],
+    *,
+    most: Optional[Mapping[str, int]] = None,
+    standardize: bool = False,
+    edges: str = "cooccurrence",
+    neighbours: int = 5,
     dtype: str = "float32",
-    batch_size: int = 1024,
+    batch_size: int = 256,
     progress: bool = False,
 ) -> Tuple[CodebookPrior, List[Tuple[str, str]]]:
-    """The prior of the counted words, and the (word, part) pairs dropped because the tokenizer does not know them."""
-    pairs = [(word, part) for part in PARTS for word in sorted(counts.words[part])]
-    vectors, known = embeddings([word for word, _ in pairs], batch_size, progress)
+    """The prior of the counted words, and the (word, part) pairs dropped because they have no vector."""
+    pairs = [(word, part) for part in counts.parts for word in sorted(counts.words[part])]
+    known = source.knows([word for word, _ in pairs])
     unknown = [pair for pair, is_known in zip(pairs, known) if not is_known]
+    if len(unknown) * 2 > len(pairs):
+        shown = ", ".join(word for word, _ in unknown[:10])
+        raise BuildError(
+            f"{source.name!r} has no vector for {len(unknown):,} of {len(pairs):,} words ({shown}): "
+            "is it of the language of the captions?"
+        )
     counts = counts.without(set(unknown))
-    pairs = [pair for pair, is_known in zip(pairs, known) if is_known]
-    for part in PARTS:
+    if most:
+        counts = counts.commonest(most)
+    pairs = [(word, part) for part in counts.parts for word in sorted(counts.words[part])]
+    for part in counts.parts:
         if not counts.words[part]:
             raise BuildError(
-                f"no {part} is left of the captions ({len(unknown)} words unknown to the tokenizer): "
-                "give more captions, or lower --min-count"
+                f"no {part} is left ({len(unknown)} words have no vector): give more captions, or lower --min-count"
             )
+    vectors, known = source([word for word, _ in pairs], [part for _, part in pairs], batch_size, progress)
+    assert known.all()
+    if standardize:
+        vectors = _standardized(vectors)
     with np.errstate(over="ignore"):  # an overflow is told of below
-        stored = vectors[known].astype(dtype)
+        stored = vectors.astype(dtype)
     if not np.isfinite(stored).all():
         what = "overflow float16; store them as float32" if dtype == "float16" else "hold NaN or infinite values"
-        raise BuildError(f"vectors of {embeddings.name!r} {what}")
+        raise BuildError(f"vectors of {source.name!r} {what}")
+    part_of_speech = np.array([counts.parts.index(part) for _, part in pairs])
     place = {pair: i for i, pair in enumerate(pairs)}
-    edges = sorted(counts.pairs.items())
+    ends: List[Tuple[int, int]] = []
+    edge_count: List[int] = []
+    if edges != "neighbours":
+        for (part, next_part), seen in counts.pairs.items():
+            for (word, next_word), count in sorted(seen.items()):
+                ends.append((place[word, part], place[next_word, next_part]))
+                edge_count.append(count)
+    if edges != "cooccurrence":
+        near = across_parts(vectors, part_of_speech, neighbours).T.tolist()
+        ends += [(a, b) for a, b in near]
+        edge_count += [1] * len(near)
     prior = CodebookPrior(
         words=tuple(word for word, _ in pairs),
-        part_of_speech=np.array([PARTS.index(part) for _, part in pairs]),
+        part_of_speech=part_of_speech,
         count=np.array([counts.words[part][word] for word, part in pairs]),
         vectors=stored,
-        edges=np.array(
-            [[place[a, "adjective"] for (a, _), _ in edges], [place[b, "noun"] for (_, b), _ in edges]], dtype=np.int64
-        ),
-        edge_count=np.array([count for _, count in edges], dtype=np.int64),
-        parts=PARTS,
+        edges=np.array(ends, dtype=np.int64).reshape(-1, 2).T,
+        edge_count=np.array(edge_count, dtype=np.int64),
+        parts=counts.parts,
         provenance={
             **provenance,
-            "language_model": embeddings.name,
-            "vectors": {**embeddings.describe(), "dtype": dtype},
-            "unknown_to_tokenizer": len(unknown),
+            "edges": _edges_record(edges, neighbours, counts.parts),
+            "language_model": source.name,
+            "vectors": {
+                **source.describe(),
+                **(
+                    {"prompts": {part: source.prompts[part] for part in counts.parts}}
+                    if isinstance(source, PromptEncodings)
+                    else {}
+                ),
+                "dim": int(vectors.shape[1]),
+                "standardized": standardize,
+                "dtype": dtype,
+            },
+            "without_vector": len(unknown),
         },
     )
     return prior, unknown
 
 
-def read_drop_words(path: PathLike) -> Set[Tuple[str, str]]:
+def read_words(path: PathLike, parts: Sequence[str] = PARTS) -> Set[Tuple[str, str]]:
     """The (word, part) pairs of a list: ``word`` (every part) or ``word part`` a line, ``#`` begins a comment."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BuildError(f"the list of words to drop, {path}, cannot be read: {error}") from error
-    dropped: Set[Tuple[str, str]] = set()
+        raise BuildError(f"the list of words {path} cannot be read: {error}") from error
+    listed: Set[Tuple[str, str]] = set()
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.split("#")[0].split()
-        if len(fields) > 2 or (len(fields) == 2 and fields[1] not in PARTS):
+        if len(fields) > 2 or (len(fields) == 2 and fields[1] not in ALL_PARTS):
             raise BuildError(
-                f"{path}, line {number}: {line!r}; expected a word, or a word and one of {', '.join(PARTS)}"
+                f"{path}, line {number}: {line!r}; expected a word, or a word and one of {', '.join(ALL_PARTS)}"
             )
         if fields:
-            dropped |= {(fields[0].lower(), part) for part in (fields[1:] or PARTS)}
-    return dropped
+            listed |= {(fields[0].lower(), part) for part in (fields[1:] or parts)}
+    return listed
 
 
-def _check_options(min_count: int, dtype: str, batch_size: int) -> None:
-    if min_count < 0:
-        raise BuildError(f"min_count is {min_count}; expected 0 (every word seen) or more")
-    if dtype not in DTYPES:
-        raise BuildError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    if batch_size < 1:
-        raise BuildError(f"batch_size is {batch_size}; expected 1 or more")
+def _vector_source(
+    language_model: Optional[LanguageModel],
+    word_vectors: Optional[PathLike],
+    name: Optional[str],
+    vectors: str,
+    prompts: Optional[Mapping[str, str]],
+) -> VectorSource:
+    if word_vectors is not None:
+        return WordVectors(word_vectors, name)
+    assert language_model is not None
+    if vectors == "prompts":
+        return PromptEncodings(language_model, prompts)
+    return InputEmbeddings(language_model)
+
+
+def _standardized(vectors: np.ndarray) -> np.ndarray:
+    exact = vectors.astype(np.float64)
+    deviation = exact.std(0)
+    return ((exact - exact.mean(0)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+
+
+def _edges_record(edges: str, neighbours: int, parts: Sequence[str]) -> str:
+    beside = "; ".join(f"{a} right before {b}" for a, b in EDGES if {a, b} <= set(parts))
+    near = f"each word and the {neighbours} words of other parts nearest by cosine, counted once"
+    return {"cooccurrence": beside, "neighbours": near, "both": f"{beside}; {near}"}[edges]
+
+
+def _checked_parts(parts: Sequence[str]) -> Tuple[str, ...]:
+    if isinstance(parts, str):
+        parts = (parts,)
+    wrong = [part for part in parts if part not in ALL_PARTS]
+    if wrong or not parts or len(set(parts)) != len(parts):
+        raise BuildError(f"parts are {list(parts)}; expected some of {', '.join(ALL_PARTS)}, each once")
+    return tuple(parts)
+
+
+def _checked_most(max_words: Union[int, Mapping[str, int], None], parts: Sequence[str]) -> Dict[str, int]:
+    if max_words is None:
+        return {}
+    most = dict(max_words) if isinstance(max_words, Mapping) else {part: max_words for part in parts}
+    for part, number in most.items():
+        if part not in parts:
+            raise BuildError(f"max_words names {part!r}; expected one of {', '.join(parts)}")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise BuildError(f"max_words is {number!r} for {part}s; expected an integer from 1")
+    return most
+
+
+def _check_choices(choices: Mapping[str, Tuple[str, Sequence[str]]]) -> None:
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise BuildError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+def _check_numbers(numbers: Mapping[str, int]) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise BuildError(f"{name} is {number!r}; expected an integer from 1")
+
+
+def _check_together(
+    plm: Optional[str],
+    word_vectors: Optional[PathLike],
+    vectors: str,
+    prompts: Optional[Mapping[str, str]],
+    words: str,
+    workers: int,
+    scheduler: Optional[str],
+    plm_name: Optional[str],
+) -> None:
+    """Refuse options that exclude each other."""
+    if (plm is None) == (word_vectors is None):
+        raise BuildError(
+            "say where vectors come from: a language model (--plm) or a file (--word-vectors), one of them"
+        )
+    if word_vectors is not None and (vectors != "embeddings" or words == "model"):
+        raise BuildError("a file of word vectors takes no prompts and has no model's vocabulary: both need --plm")
+    if prompts:
+        check_prompts(prompts)
+        if vectors != "prompts":
+            raise BuildError("prompts are given, but vectors are 'embeddings'; say --vectors prompts")
+    if scheduler is not None and workers != 1:
+        raise BuildError("workers are processes of this machine; a Dask scheduler has its own: give one of the two")
 
 
 def _check_output(output: Optional[PathLike], force: bool) -> None:

@@ -1,21 +1,37 @@
-"""Words -> the vectors that a language model has for them."""
+"""Words -> vectors: a language model's input embeddings, its encodings of a prompt, or a file of word vectors.
 
+Each source is called with words and their parts of speech and gives ``(n, dim)`` float32 vectors and which words it
+knows, (n,) bool. The row of a word that it does not know is NaN, so that it cannot pass for a vector.
+"""
+
+import gzip
 import hashlib
 import os
 import re
+import zlib
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, cast
 
 import numpy as np
 from tqdm import tqdm
 
-from vqct_plugin.building.captions import BuildError
+from vqct_plugin.building.captions import PathLike
+from vqct_plugin.building.formats import BuildError
+
+#: the authors' prompts, of one form for all that is no adjective
+PROMPTS = {
+    "adjective": "a photo of {} object",
+    "noun": "a photo of {}",
+    "verb": "a photo of {}",
+    "adverb": "a photo of {}",
+}
+
+Vectors = Tuple[np.ndarray, np.ndarray]
 
 
-class InputEmbeddings:
-    """The input embeddings of a ``transformers`` model: a word's vector is the mean of its pieces' rows.
-
-    Loading reads the whole model and keeps the table only.
+class LanguageModel:
+    """A ``transformers`` model and its tokenizer.
 
     Args:
         plm: a local folder, as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
@@ -33,42 +49,86 @@ class InputEmbeddings:
         import transformers  # seconds of import: only once something is to be loaded
 
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(plm)
-            model: Any = transformers.AutoModel.from_pretrained(plm)
+            config = transformers.AutoConfig.from_pretrained(plm)
+            if _takes_no_text(config):
+                raise BuildError(f"language model {self.name!r} ({config.model_type}) has no text input")
+            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(plm)
+            projected = getattr(transformers, "CLIPTextModelWithProjection", None)
+            kind = projected if config.model_type == "clip_text_model" and projected else transformers.AutoModel
+            self.model: Any = kind.from_pretrained(plm).eval()
+        except BuildError:
+            raise
         except Exception as error:
             raise BuildError(
                 f"{_cannot_load(plm, is_folder)}\n({type(error).__name__}: {_first_line(error)})"
             ) from error
+
+    def knows(self, words: Sequence[str]) -> np.ndarray:
+        """(n,) bool; unknown is a word with the tokenizer's unknown piece, or no piece at all, for a part of it."""
+        return np.array([self.is_known(pieces) for pieces in self.pieces(words)], dtype=bool)
+
+    def is_known(self, pieces: Sequence[int]) -> bool:
+        """Whether these pieces are a word's."""
+        unknown = self.tokenizer.unk_token_id
+        return bool(pieces) and (unknown is None or unknown not in pieces)
+
+    def pieces(self, words: Sequence[str]) -> List[List[int]]:
+        """A word's pieces as it stands inside a sentence.
+
+        Byte-level tokenizers (GPT-2) have another, commoner piece for a word after a space; for others the space is
+        nothing, or (Llama) a piece of its own, and then the word without it is meant.
+        """
+
+        def tokenized(texts: List[str]) -> List[List[int]]:
+            return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
+
+        after_space, bare = tokenized([f" {word}" for word in words]), tokenized(list(words))
+        return [a if len(a) <= len(b) else b for a, b in zip(after_space, bare)]
+
+    def whole_words(self) -> List[str]:
+        """The words in lower case that the tokenizer's vocabulary has as one piece."""
+        candidates = set()
+        for piece in self.tokenizer.get_vocab():
+            word = re.sub(r"^(##|[\u0120\u2581])|</w>$", "", piece)  # marks of WordPiece, byte-level and unigram models
+            if len(word) > 1 and word.isalpha() and word == word.lower():
+                candidates.add(word)
+        words = sorted(candidates)
+        return [word for word, pieces in zip(words, self.pieces(words)) if len(pieces) == 1 and self.is_known(pieces)]
+
+
+class InputEmbeddings:
+    """A word's vector is the mean of its pieces' rows in the model's input embeddings."""
+
+    def __init__(self, language_model: LanguageModel) -> None:
+        self._language_model = language_model
+        self.name = language_model.name
+        model = language_model.model
         try:
-            table = model.get_input_embeddings().weight
+            table = _input_table(model)
         except (NotImplementedError, AttributeError) as error:
             raise BuildError(f"language model {self.name!r} ({type(model).__name__}) has no text input") from error
-        if table.ndim != 2 or table.shape[0] < len(self._tokenizer):
+        tokenizer = language_model.tokenizer
+        if table.ndim != 2 or table.shape[0] < len(tokenizer):
             raise BuildError(
                 f"the input embeddings of {self.name!r} ({type(model).__name__}) have shape {tuple(table.shape)}; "
-                f"expected at least one row for each of the tokenizer's {len(self._tokenizer):,} pieces"
+                f"expected at least one row for each of the tokenizer's {len(tokenizer):,} pieces"
             )
         self._table = table.detach().float().cpu().numpy().copy()
 
-    @property
-    def dim(self) -> int:
-        """The length of a vector."""
-        return int(self._table.shape[1])
+    def knows(self, words: Sequence[str]) -> np.ndarray:
+        """(n,) bool: which words have a vector."""
+        return self._language_model.knows(words)
 
     def __call__(
-        self, words: Sequence[str], batch_size: int = 1024, progress: bool = False
-    ) -> Tuple[np.ndarray, np.ndarray]:
-        """Vectors (n, dim) float32, and known (n,) bool.
-
-        A word is unknown where the tokenizer has its unknown piece, or no piece at all, for it or a part of it. Its row
-        is NaN, so that it cannot pass for a vector.
-        """
-        vectors = np.full((len(words), self.dim), np.nan, dtype=np.float32)
+        self, words: Sequence[str], parts: Sequence[str] = (), batch_size: int = 256, progress: bool = False
+    ) -> Vectors:
+        """Vectors (n, dim) float32, and known (n,) bool; ``parts`` make no difference."""
+        vectors = np.full((len(words), self._table.shape[1]), np.nan, dtype=np.float32)
         known = np.zeros(len(words), dtype=bool)
         starts = range(0, len(words), batch_size)
         for start in tqdm(starts, desc="word vectors", unit="batch", disable=not progress):
-            pieces = self._pieces(words[start : start + batch_size])
-            usable = [i for i, ids in enumerate(pieces) if ids and self._tokenizer.unk_token_id not in ids]
+            pieces = self._language_model.pieces(words[start : start + batch_size])
+            usable = [i for i, ids in enumerate(pieces) if self._language_model.is_known(ids)]
             if not usable:
                 continue
             lengths = np.array([len(pieces[i]) for i in usable])
@@ -78,23 +138,267 @@ class InputEmbeddings:
             known[start + np.array(usable)] = True
         return vectors, known
 
-    def _pieces(self, words: Sequence[str]) -> List[List[int]]:
-        """A word's pieces as it stands inside a sentence.
+    def describe(self) -> Dict[str, Any]:
+        """How the vectors were made, for a prior's record."""
+        digest = hashlib.sha256(np.ascontiguousarray(self._table).tobytes()).hexdigest()
+        return {"kind": "input embeddings, mean over a word's pieces", "table_sha256": digest}
 
-        Byte-level tokenizers (GPT-2) have another, commoner piece for a word after a space; for others the space is
-        nothing, or (Llama) a piece of its own, and then the word without it is meant.
-        """
 
-        def tokenized(texts: List[str]) -> List[List[int]]:
-            return list(self._tokenizer(texts, add_special_tokens=False)["input_ids"])
+class PromptEncodings:
+    """A word's vector is the model's encoding of a prompt that holds it, pooled as the architecture wants.
 
-        after_space, bare = tokenized([f" {word}" for word in words]), tokenized(list(words))
-        return [a if len(a) <= len(b) else b for a, b in zip(after_space, bare)]
+    - a model with text features of its own (CLIP): these, projected, as in the paper;
+    - encoder and decoder (T5): the mean over the encoder's tokens;
+    - each token sees those before it only (GPT-2, Llama): the last token;
+    - each token sees all (BERT): the mean over the tokens.
+
+    Runs on a GPU where torch finds one. Prompts of equal length make a batch, so nothing is padded.
+
+    Args:
+        language_model: the model.
+        prompts: part of speech -> text with one ``{}`` for the word; the authors' for parts that are not named.
+    """
+
+    def __init__(self, language_model: LanguageModel, prompts: Optional[Mapping[str, str]] = None) -> None:
+        import torch
+
+        self._language_model = language_model
+        self.name = language_model.name
+        self.prompts = {**PROMPTS, **check_prompts(prompts or {})}
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = language_model.model
+        if self._device.type == "cpu":
+            model = model.float()
+        model = model.to(self._device)
+        with _told(self.name):
+            self._choose_pooling(model)
+
+    def _choose_pooling(self, model: Any) -> None:
+        if hasattr(model, "get_text_features"):
+            self.pooling, self._encode = "projected text features", model.get_text_features
+        elif type(model).__name__ == "CLIPTextModelWithProjection":
+            self.pooling = "projected text features"
+            self._encode = lambda **inputs: model(**inputs).text_embeds
+        elif getattr(model.config, "is_encoder_decoder", False):
+            encoder = model.get_encoder()
+            self.pooling = "mean over the encoder's tokens"
+            self._encode = lambda **inputs: encoder(**inputs).last_hidden_state.mean(1)
+        elif _sees_only_what_came_before(model, self._language_model.tokenizer, self._device):
+            self.pooling = "last token"
+            self._encode = lambda **inputs: model(**inputs).last_hidden_state[:, -1]
+        else:
+            self.pooling = "mean over tokens"
+            self._encode = lambda **inputs: model(**inputs).last_hidden_state.mean(1)
+
+    def knows(self, words: Sequence[str]) -> np.ndarray:
+        """(n,) bool: which words have a vector."""
+        return self._language_model.knows(words)
+
+    def __call__(
+        self, words: Sequence[str], parts: Sequence[str], batch_size: int = 256, progress: bool = False
+    ) -> Vectors:
+        """Vectors (n, dim) float32, and known (n,) bool."""
+        import torch
+
+        known = self.knows(words)
+        places = np.flatnonzero(known).tolist()
+        texts = [self.prompts[parts[i]].replace("{}", words[i]) for i in places]
+        ids = list(self._language_model.tokenizer(texts)["input_ids"]) if texts else []
+        self._check_lengths(texts, ids)
+        by_length: Dict[int, List[int]] = {}
+        for number, pieces in enumerate(ids):
+            by_length.setdefault(len(pieces), []).append(number)
+        batches = [
+            numbers[start : start + batch_size]
+            for _, numbers in sorted(by_length.items())
+            for start in range(0, len(numbers), batch_size)
+        ]
+        rows: List[Optional[np.ndarray]] = [None] * len(texts)
+        with torch.no_grad(), _told(self.name):
+            for numbers in tqdm(batches, desc="prompt encodings", unit="batch", disable=not progress):
+                inputs = torch.tensor([ids[number] for number in numbers], device=self._device)
+                encoded = self._encode(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+                encoded = getattr(encoded, "pooler_output", encoded)  # transformers 5 wraps text features
+                for number, row in zip(numbers, encoded.float().cpu().numpy()):
+                    rows[number] = row
+        dim = len(rows[0]) if rows and rows[0] is not None else 1
+        vectors = np.full((len(words), dim), np.nan, dtype=np.float32)
+        for place, row in zip(places, rows):
+            vectors[place] = row
+        return vectors, known
+
+    def _check_lengths(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        config = getattr(self._language_model.model.config, "text_config", self._language_model.model.config)
+        longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        if not longest or getattr(self._language_model.model.config, "is_encoder_decoder", False):
+            return
+        for text, pieces in zip(texts, ids):
+            if len(pieces) > longest:
+                raise BuildError(f"the prompt {text[:60]!r} has {len(pieces)} pieces; {self.name!r} takes {longest}")
 
     def describe(self) -> Dict[str, Any]:
         """How the vectors were made, for a prior's record."""
-        table_digest = hashlib.sha256(np.ascontiguousarray(self._table).tobytes()).hexdigest()
-        return {"kind": "input embeddings, mean over a word's pieces", "dim": self.dim, "table_sha256": table_digest}
+        return {"kind": f"prompt encodings, {self.pooling}"}
+
+
+class WordVectors:
+    """The vectors of a text file of GloVe, word2vec or fastText, gzip too: a word and its numbers a line.
+
+    word2vec and fastText have a first line with the number of words and the dimension; GloVe has none. The file is read
+    once, and only wanted words are kept. A line that does not have the dimension's number of finite values is damaged:
+    counted, and skipped.
+
+    Args:
+        path: the file.
+        name: what to call it in the prior; the file's name by default.
+    """
+
+    def __init__(self, path: PathLike, name: Optional[str] = None) -> None:
+        self._path = Path(path)
+        if not self._path.is_file():
+            what = "is a folder" if self._path.is_dir() else "does not exist"
+            raise BuildError(f"the file of word vectors {self._path} {what}")
+        self.name = name or self._path.name
+        self.damaged, self.sha256 = 0, ""
+        self._known: Dict[str, np.ndarray] = {}
+        self._asked: Tuple[str, ...] = ()
+        with self._opened() as stream:
+            self._dim, self._has_header = self._dimension(stream)
+
+    def knows(self, words: Sequence[str]) -> np.ndarray:
+        """(n,) bool: which words are in the file."""
+        self._read(words)
+        return np.array([word in self._known for word in words], dtype=bool)
+
+    def __call__(
+        self, words: Sequence[str], parts: Sequence[str] = (), batch_size: int = 256, progress: bool = False
+    ) -> Vectors:
+        """Vectors (n, dim) float32, and known (n,) bool; ``parts`` make no difference."""
+        self._read(words, progress)
+        nothing = np.full(self._dim, np.nan, dtype=np.float32)
+        vectors = np.stack([self._known.get(word, nothing) for word in words]) if words else np.zeros((0, self._dim))
+        return vectors.astype(np.float32), np.array([word in self._known for word in words], dtype=bool)
+
+    def describe(self) -> Dict[str, Any]:
+        """How the vectors were made, for a prior's record."""
+        return {"kind": "word vectors of a file", "sha256": self.sha256, "damaged_lines": self.damaged}
+
+    def _read(self, words: Sequence[str], progress: bool = False) -> None:
+        wanted = {word.encode() for word in words}
+        if wanted <= {word.encode() for word in self._asked}:
+            return
+        self._asked = tuple(words)
+        self._known, self.damaged = {}, 0
+        digest, lines = hashlib.sha256(), 0
+        with self._path.open("rb") as raw:
+            for piece in iter(lambda: raw.read(1 << 20), b""):
+                digest.update(piece)
+        with self._opened() as stream:
+            if self._has_header:
+                stream.readline()
+            for line in tqdm(self._lines(stream), desc="word vectors", unit="line", disable=not progress):
+                lines += 1
+                fields = line.rstrip().rsplit(b" ", self._dim)
+                if len(fields) != self._dim + 1:
+                    self.damaged += 1
+                elif fields[0] in wanted and fields[0].decode() not in self._known:
+                    try:
+                        vector = np.array([float(value) for value in fields[1:]], dtype=np.float32)
+                    except ValueError:
+                        vector = np.array([np.nan])
+                    if np.isfinite(vector).all():
+                        self._known[fields[0].decode()] = vector
+                    else:
+                        self.damaged += 1
+        if self.damaged * 2 > lines:
+            raise BuildError(
+                f"{self._path}: {self.damaged:,} of {lines:,} lines do not have {self._dim} numbers after the word; "
+                "expected a text file of GloVe, word2vec or fastText"
+            )
+        self.sha256 = digest.hexdigest()
+
+    def _opened(self) -> BinaryIO:
+        raw = self._path.open("rb")
+        if raw.read(2) == b"\x1f\x8b":
+            raw.close()
+            return cast(BinaryIO, gzip.open(self._path, "rb"))
+        raw.seek(0)
+        return raw
+
+    def _lines(self, stream: BinaryIO) -> Iterator[bytes]:
+        try:
+            yield from iter(lambda: stream.readline(1 << 20), b"")
+        except (EOFError, OSError, zlib.error) as error:
+            raise BuildError(f"{self._path} cannot be read to its end: {error}") from error
+
+    def _dimension(self, stream: BinaryIO) -> Tuple[int, bool]:
+        first, second = (next(self._lines(stream), b"").split() for _ in range(2))
+        has_header = len(first) == 2 and all(field.isdigit() for field in first)
+        dim = int(first[1]) if has_header else len(first) - 1
+        numbers = (second if has_header else first)[-max(dim, 1) :]
+        try:
+            np.array([float(number) for number in numbers])
+        except ValueError:
+            numbers = []
+        if dim < 2 or len(numbers) != dim:
+            raise BuildError(
+                f"{self._path} is no text file of word vectors: expected a word and its numbers a line, as GloVe, "
+                "word2vec (text, not binary) and fastText (.vec) have it"
+            )
+        return dim, has_header
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """What a model raises, in a sentence that helps."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        raise BuildError(f"the GPU's memory is too small for these batches of {name!r}: lower --batch-size") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, BuildError):
+            raise
+        raise BuildError(f"language model {name!r} takes no text: {_first_line(error)}") from error
+
+
+def check_prompts(prompts: Mapping[str, str]) -> Dict[str, str]:
+    """The prompts, each with one place for the word."""
+    for part, text in prompts.items():
+        if part not in PROMPTS:
+            raise BuildError(f"a prompt for {part!r}; expected one of {', '.join(PROMPTS)}")
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise BuildError(f"the prompt for {part!r} is {text!r}; expected a text with one {{}} for the word")
+    return dict(prompts)
+
+
+def _takes_no_text(config: Any) -> bool:
+    text = getattr(config, "text_config", config)
+    return not hasattr(text, "vocab_size")
+
+
+def _input_table(model: Any) -> Any:
+    if hasattr(model, "text_model"):  # CLIP and its kin: the model as a whole has images for input too
+        model = model.text_model
+    return model.get_input_embeddings().weight
+
+
+def _sees_only_what_came_before(model: Any, tokenizer: Any, device: Any) -> bool:
+    """Whether the encoding of a token stays the same when a later token changes."""
+    import torch
+
+    a, b = (torch.tensor([ids], device=device) for ids in _two_texts(tokenizer))
+    with torch.no_grad():
+        first, second = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state for ids in (a, b))
+    difference = (first[:, 0] - second[:, 0]).abs().max()
+    return bool(difference <= 1e-6 * first[:, 0].abs().max())
+
+
+def _two_texts(tokenizer: Any) -> Tuple[List[int], List[int]]:
+    """Two lists of pieces that differ in the last one."""
+    ordinary = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids][:4]
+    return ordinary[:3], [*ordinary[:2], ordinary[-1]]
 
 
 def _cannot_load(plm: str, is_folder: bool) -> str:

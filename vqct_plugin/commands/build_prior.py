@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from typing import List, Optional
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Union
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -10,49 +11,98 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vqct-build-prior",
         description="Build the word prior of a transferred codebook: adjectives and nouns of captions, an edge for "
-        "each adjective right before a noun, and a language model's vectors.",
+        "each adjective right before a noun, and a language model's vectors. Without --captions, the words are the "
+        "language model's own, and the edges come from WordNet's glosses.",
     )
-    parser.add_argument("--plm", required=True, metavar="NAME_OR_FOLDER", help="language model: hub name or folder")
-    parser.add_argument(
-        "--captions", required=True, nargs="+", metavar="PATH", help="text, a caption a line; or Flickr token files"
+    where = parser.add_argument_group("in and out")
+    where.add_argument("--plm", metavar="NAME_OR_FOLDER", help="language model: a name on the hub, or a folder")
+    where.add_argument("--plm-name", metavar="NAME", help="what the prior calls it (default: its name on the hub)")
+    where.add_argument("--word-vectors", metavar="FILE", help="GloVe, word2vec or fastText text file instead of --plm")
+    where.add_argument(
+        "--captions", nargs="+", metavar="PATH", help="files, folders, addresses (s3://...), or - for standard input"
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="the prior file to write (.safetensors)")
-    parser.add_argument(
-        "--plm-name",
-        metavar="NAME",
-        help="what the prior calls the model (default: hub name, or the folder's base name)",
-    )
-    parser.add_argument(
+    where.add_argument("--output", metavar="FILE", help="prior file to write (default: MODEL_prior.safetensors here)")
+    where.add_argument("--picture", metavar="FILE", help="draw the prior too: .png, .pdf, .svg or .jpg")
+    where.add_argument("-f", "--force", action="store_true", help="replace an existing output and picture")
+
+    captions = parser.add_argument_group("captions")
+    captions.add_argument(
         "--caption-format",
-        choices=["auto", "text", "flickr"],
+        choices=["auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet"],
         default="auto",
-        help="how the captions are written (default: told from the first lines)",
+        help="how captions are written (default: told from the first lines)",
     )
-    parser.add_argument(
-        "--min-count", type=int, default=10, metavar="N", help="keep words seen more than N times (default: 10)"
+    captions.add_argument(
+        "--caption-field", default="caption", metavar="NAME", help="field or column with the caption (default: caption)"
     )
-    parser.add_argument(
-        "--only-wordnet", action="store_true", help="keep only words that WordNet lists in that part of speech"
+    captions.add_argument("--glosses", action="store_true", help="count WordNet's glosses beside the captions")
+    captions.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tag (default: 1)")
+    captions.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers tag")
+
+    words = parser.add_argument_group("words and edges")
+    words.add_argument(
+        "--words",
+        choices=["captions", "model", "wordnet"],
+        help="where words come from (default: captions if there are any, else the model's vocabulary)",
     )
-    parser.add_argument(
-        "--drop-words", metavar="FILE", help="words to leave out: 'word' or 'word adjective|noun' a line"
+    words.add_argument(
+        "--parts",
+        nargs="+",
+        choices=["adjective", "noun", "verb", "adverb"],
+        default=("adjective", "noun"),
+        metavar="PART",
+        help="of adjective noun verb adverb (default: adjective noun)",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "float16"],
-        default="float32",
-        help="what the vectors are stored as (default: float32)",
+    words.add_argument(
+        "--min-count", type=int, metavar="N", help="keep words seen more than N times (default: 10 of captions)"
     )
-    parser.add_argument("--batch-size", type=int, default=1024, metavar="N", help="words at a time (default: 1024)")
-    parser.add_argument("-f", "--force", action="store_true", help="replace an existing output")
+    words.add_argument(
+        "--max-words", nargs="+", metavar="N|PART=N", help="at most the N commonest of each part, or of one part"
+    )
+    words.add_argument("--only-wordnet", action="store_true", help="keep words that WordNet lists in that part only")
+    words.add_argument("--keep-words", metavar="FILE", help="keep these only: 'word' or 'word part' a line")
+    words.add_argument("--drop-words", metavar="FILE", help="leave these out: 'word' or 'word part' a line")
+    words.add_argument(
+        "--edges",
+        choices=["cooccurrence", "neighbours", "both"],
+        default="cooccurrence",
+        help="words side by side, words with near vectors, or both (default: cooccurrence)",
+    )
+    words.add_argument("--neighbours", type=int, default=5, metavar="K", help="how many near words (default: 5)")
+
+    vectors = parser.add_argument_group("vectors")
+    vectors.add_argument(
+        "--vectors",
+        choices=["embeddings", "prompts"],
+        default="embeddings",
+        help="the model's input embeddings, or its encodings of a prompt (default: embeddings)",
+    )
+    vectors.add_argument(
+        "--prompts",
+        nargs="+",
+        metavar="PART=TEXT",
+        help="default: adjective='a photo of {} object' noun='a photo of {}'",
+    )
+    vectors.add_argument("--standardize", action="store_true", help="centre and scale each dimension")
+    vectors.add_argument(
+        "--dtype", choices=["float32", "float16"], default="float32", help="stored as (default: float32)"
+    )
+    vectors.add_argument("--batch-size", type=int, default=256, metavar="N", help="words at a time (default: 256)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars and no summary")
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, 1 for an error told on stderr, 130 for Ctrl-C."""
-    options = vars(make_parser().parse_args(argv))
+    parser = make_parser()
+    options = vars(parser.parse_args(argv))
     quiet = options.pop("quiet")
+    try:
+        options["max_words"] = _numbers(options["max_words"])
+        options["prompts"] = _named(options["prompts"], "prompts")
+        options["output"] = options["output"] or _output_of(options)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         from vqct_plugin.building.build import build_prior  # nltk takes a while: --help answers without it
     except ImportError as error:
@@ -71,6 +121,42 @@ def main(argv: Optional[List[str]] = None) -> int:
     if not quiet:
         print(report)
     return 0
+
+
+def _output_of(options: Dict[str, Any]) -> Optional[str]:
+    """``bert-base-uncased_prior.safetensors`` for a model of this name; build_prior tells of a missing model."""
+    source = options["plm_name"] or options["plm"] or options["word_vectors"]
+    if not source:
+        return None
+    name = Path(source).name or Path(source).resolve().name
+    if options["word_vectors"] and not options["plm_name"]:
+        name = name[:-3] if name.endswith(".gz") else name
+        name = name.rpartition(".")[0] or name
+    return f"{name}_prior.safetensors"
+
+
+def _numbers(texts: Optional[List[str]]) -> Union[int, Dict[str, int], None]:
+    """``["4000"]`` or ``["adjective=2000", "noun=4000"]``."""
+    if texts is None:
+        return None
+    try:
+        if len(texts) == 1 and "=" not in texts[0]:
+            return int(texts[0])
+        return {part: int(number) for part, number in (_named(texts, "max-words") or {}).items()}
+    except ValueError:
+        raise ValueError(f"--max-words {' '.join(texts)}: expected a number, or PART=NUMBER for each part") from None
+
+
+def _named(texts: Optional[List[str]], flag: str) -> Optional[Dict[str, str]]:
+    if texts is None:
+        return None
+    named: Dict[str, str] = {}
+    for text in texts:
+        part, equals, value = text.partition("=")
+        if not equals or part in named:
+            raise ValueError(f"--{flag} {text!r}: expected PART=VALUE, each part once")
+        named[part] = value
+    return named
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""Counting a corpus: in this process, in several on this machine, or on a Dask cluster; the counts are the same.
+
+One process reads the captions and hands them out in batches, a bounded number of them at a time; counts of batches add
+up in any order. Memory grows with distinct words and pairs, not with captions.
+"""
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Callable, Deque, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+
+import nltk
+from tqdm import tqdm
+
+from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.tagging import PARTS, CaptionTagger, WordCounts, batches, lemmatiser
+
+_BATCH = 500  # captions; about a fifth of a second of tagging
+_AHEAD = 3  # batches for each worker that wait or are being counted
+
+Submit = Callable[[List[str]], Callable[[], WordCounts]]
+
+
+class Corpus(Protocol):
+    """What can be counted."""
+
+    size: Optional[int]
+    bytes_read: int
+
+    def __iter__(self) -> Iterator[str]: ...
+
+
+def count_captions(
+    corpora: Sequence[Corpus],
+    parts: Sequence[str] = PARTS,
+    workers: int = 1,
+    scheduler: Optional[str] = None,
+    progress: bool = False,
+) -> WordCounts:
+    """Tag all captions and count their words and pairs.
+
+    Args:
+        corpora: iterables of captions.
+        parts: the parts of speech to count.
+        workers: processes on this machine that tag.
+        scheduler: the address of a Dask scheduler whose workers tag, instead of ``workers``.
+        progress: a progress bar on stderr.
+
+    Raises:
+        BuildError: a corpus is not what it should be, or the workers cannot do their work.
+    """
+    lemma = lemmatiser()  # and its data, before the long work
+    CaptionTagger()
+    counts = WordCounts(parts)
+    with _workers(tuple(parts), workers, scheduler) as (submit, number):
+        pending: Deque[Callable[[], WordCounts]] = deque()
+        for batch in batches(_shown(corpora, progress), _BATCH):
+            pending.append(submit(batch))
+            while len(pending) > _AHEAD * number:
+                counts.merge(pending.popleft()())
+        while pending:
+            counts.merge(pending.popleft()())
+    return counts.renamed(lemma)
+
+
+def _shown(corpora: Iterable[Corpus], progress: bool) -> Iterator[str]:
+    corpora = list(corpora)
+    sizes = [corpus.size for corpus in corpora]
+    total = None if None in sizes else sum(size for size in sizes if size is not None)
+    with tqdm(total=total, desc="tagging captions", unit="B", unit_scale=True, disable=not progress) as bar:
+        done = 0
+        for corpus in corpora:
+            for caption in corpus:
+                if done + corpus.bytes_read > bar.n:
+                    bar.update(done + corpus.bytes_read - bar.n)
+                yield caption
+            done += corpus.bytes_read
+
+
+@contextmanager
+def _workers(parts: Tuple[str, ...], workers: int, scheduler: Optional[str]) -> Iterator[Tuple[Submit, int]]:
+    """A way to have a batch counted, and how many can be counted at a time."""
+    if scheduler is not None:
+        with _dask(parts, scheduler) as cluster:
+            yield cluster
+    elif workers > 1:
+        with _processes(parts, workers) as pool:
+            yield pool
+    else:
+        yield (lambda batch: functools.partial(counted, batch, parts)), 0
+
+
+@contextmanager
+def _processes(parts: Tuple[str, ...], workers: int) -> Iterator[Tuple[Submit, int]]:
+    # spawn: a fork of a process in which torch or a tokenizer runs threads may hang
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
+    try:
+        yield (lambda batch: pool.submit(counted, batch, parts).result), workers
+    except BrokenProcessPool as error:
+        raise BuildError(
+            f"a worker process came to a sudden end ({error}); out of memory, perhaps: try fewer --workers. A script "
+            "that calls build_prior with workers needs the guard: if __name__ == '__main__'"
+        ) from error
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # what they count is of no use any more
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True)
+
+
+def _begin_worker() -> None:
+    """Ctrl-C reaches all processes of a terminal, but it is the first one that ends the others; they end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def _dask(parts: Tuple[str, ...], scheduler: str) -> Iterator[Tuple[Submit, int]]:
+    try:
+        from distributed import Client
+        from distributed.scheduler import KilledWorker
+    except ImportError as error:
+        raise BuildError(f"{error}; --scheduler needs it: pip install 'vqct-plugin[dask]'") from error
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise BuildError(
+            f"no Dask scheduler answers at {scheduler!r} ({error}); start one with 'dask scheduler' and workers with "
+            "'dask worker ADDRESS' in an environment that has vqct-plugin[prior], and pass its address"
+        ) from error
+
+    def submit(batch: List[str]) -> Callable[[], WordCounts]:
+        # A batch whose worker is lost is counted again by another.
+        return client.submit(_counted_elsewhere, batch, parts, nltk.__version__, pure=False, retries=2).result
+
+    try:
+        with client:
+            number = sum(client.nthreads().values())
+            if not number:
+                raise BuildError(f"the Dask scheduler at {scheduler!r} has no workers; start one: dask worker ADDRESS")
+            yield submit, number
+    except KilledWorker as error:
+        raise BuildError(f"several Dask workers died over the same captions; the last: {error}") from error
+
+
+def _counted_elsewhere(captions: List[str], parts: Tuple[str, ...], nltk_version: str) -> WordCounts:
+    if nltk.__version__ != nltk_version:
+        raise BuildError(
+            f"this Dask worker has NLTK {nltk.__version__}, the command has {nltk_version}: the tags might differ; "
+            "install the same release"
+        )
+    return counted(captions, parts)
+
+
+def counted(captions: List[str], parts: Tuple[str, ...]) -> WordCounts:
+    """The counts of a batch, of tokens and not yet of lemmas."""
+    tagger, counts = _tagger(), WordCounts(parts)
+    for caption in captions:
+        counts.add(tagger(caption))
+    return counts
+
+
+@functools.lru_cache(maxsize=1)
+def _tagger() -> CaptionTagger:
+    return CaptionTagger()

@@ -1,0 +1,130 @@
+"""A picture of a prior: its words in two dimensions, as in the paper's Figure 1, and how common they are."""
+
+import io
+from pathlib import Path
+from typing import Any, List, Tuple
+
+import numpy as np
+
+from vqct_plugin._files import write_whole
+from vqct_plugin.building.captions import PathLike
+from vqct_plugin.building.formats import BuildError
+from vqct_plugin.prior import CodebookPrior
+
+FORMATS = (".png", ".pdf", ".svg", ".jpg")
+# Told apart also by those who do not tell red from green (Okabe and Ito 2008).
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+_ON_MAP = 600  # the commonest words of each part; more would be a cloud
+_FEW = 12  # words too few for t-SNE to find a neighbourhood
+
+
+def check_picture(path: PathLike) -> None:
+    """Refuse now what could not be drawn after minutes of work."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise BuildError(f"picture {path}: expected a name that ends in {', '.join(FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise BuildError(f"{error}; a picture needs it: pip install 'vqct-plugin[pictures]'") from error
+
+
+def draw_prior(prior: CodebookPrior, path: PathLike, overwrite: bool = False) -> None:
+    """Draw a prior into a file, written whole or not at all.
+
+    Above, for each part of speech, its 600 commonest words in two dimensions by t-SNE of their vectors' cosines, those
+    labelled that can be read, the commonest first. Below, for each part, how often each word was seen and how many
+    edges it has, the most first, both axes logarithmic.
+    """
+    check_picture(path)
+    figure = prior_figure(prior)
+    data = io.BytesIO()
+    suffix = Path(path).suffix.lower()
+    stamps = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same prior gives the same picture
+    figure.savefig(data, format=suffix[1:], dpi=150, metadata=stamps.get(suffix))
+    try:
+        write_whole(Path(path), data.getvalue(), overwrite)
+    except FileExistsError:
+        raise BuildError(f"picture {path} exists; use --force to replace it") from None
+    except OSError as error:
+        raise BuildError(f"could not write the picture to {path}: {error}") from error
+
+
+def prior_figure(prior: CodebookPrior) -> Any:
+    """The picture, a ``matplotlib.figure.Figure``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(9 * len(prior.parts), 12), 14), layout="constrained")
+    FigureCanvasAgg(figure)
+    halves: Any = figure.subfigures(2, 1, height_ratios=[10, 4])
+    maps = halves[0].subplots(1, len(prior.parts), squeeze=False)[0]
+    figure.suptitle(prior.describe(), fontsize=10)
+    for number, (axis, part) in enumerate(zip(maps, prior.parts)):
+        places = np.flatnonzero(prior.part_of_speech == number)[:_ON_MAP]
+        shown = "" if len(places) == prior.sizes[part] else f", the {len(places):,} commonest"
+        axis.set_title(f"{prior.sizes[part]:,} {part}s{shown}", color=COLOURS[number % len(COLOURS)])
+        points = in_two_dimensions(prior.vectors[places])
+        axis.scatter(*points.T, s=5, color=COLOURS[number % len(COLOURS)], alpha=0.5, linewidths=0)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    counts, degrees = halves[1].subplots(1, 2)
+    degree = np.bincount(prior.edges.reshape(-1), minlength=len(prior))
+    for number, part in enumerate(prior.parts):
+        of_part = prior.part_of_speech == number
+        for axis, values in ((counts, prior.count), (degrees, degree)):
+            ranked = np.sort(values[of_part])[::-1]
+            ranked = ranked[ranked > 0]
+            axis.loglog(np.arange(1, len(ranked) + 1), ranked, color=COLOURS[number % len(COLOURS)], label=f"{part}s")
+    counts.set_title("times seen, the commonest word first")
+    degrees.set_title("edges of a word, the most tied first")
+    for axis in (counts, degrees):
+        axis.set_xlabel("word, by rank")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False)
+    figure.canvas.draw()  # where everything stands has to be known before labels can keep out of each other's way
+    for number, (axis, _) in enumerate(zip(maps, prior.parts)):
+        places = np.flatnonzero(prior.part_of_speech == number)[:_ON_MAP]
+        _label(axis, [prior.words[i] for i in places])
+    return figure
+
+
+def in_two_dimensions(vectors: np.ndarray) -> np.ndarray:
+    """(n, d) vectors -> (n, 2) points: t-SNE of cosines, or principal components where there are few words."""
+    exact = vectors.astype(np.float64)
+    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    n = len(exact)
+    if n < _FEW:
+        points = np.zeros((n, 2))
+        if n > 1:
+            from sklearn.decomposition import PCA
+
+            found = PCA(min(2, n, exact.shape[1])).fit_transform(exact)
+            points[:, : found.shape[1]] = found
+        return points
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (n - 1) / 3)
+    start = "pca" if exact.shape[1] > 1 else "random"
+    points = TSNE(2, perplexity=perplexity, metric="cosine", init=start, random_state=0).fit_transform(exact)
+    return np.asarray(points, dtype=np.float64)
+
+
+def _label(axis: Any, words: List[str]) -> None:
+    """Write the words beside their points, the first ones first, each only where it covers no other."""
+    renderer = axis.figure.canvas.get_renderer() if hasattr(axis.figure, "canvas") else None
+    frame = axis.get_window_extent(renderer)
+    taken: List[Tuple[float, float, float, float]] = []
+    for word, place in zip(words, axis.collections[0].get_offsets()):
+        text = axis.annotate(word, place, xytext=(2, 1), textcoords="offset points", fontsize=7)
+        box = text.get_window_extent(renderer)
+        corners = (box.x0, box.y0, box.x1, box.y1)
+        outside = box.x1 > frame.x1 or box.y1 > frame.y1
+        if outside or any(_overlap(corners, other) for other in taken):
+            text.remove()
+        else:
+            taken.append(corners)
+
+
+def _overlap(a: Tuple[float, float, float, float], b: Tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

@@ -1,0 +1,53 @@
+"""``vqct-import-prior``: the authors' pickled prior in, a prior file out."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import List, Optional
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags, one for each argument of ``import_prior``."""
+    parser = argparse.ArgumentParser(
+        prog="vqct-import-prior",
+        description="Read a prior of the VQCT authors' layout (big_nlp_word_knowledge_clip.pkl) without running the "
+        "pickle, and write it as a prior file.",
+    )
+    parser.add_argument("pickle_file", metavar="PICKLE", help="the authors' file")
+    parser.add_argument("--output", metavar="FILE", help="prior file to write (default: PICKLE.safetensors here)")
+    parser.add_argument(
+        "--plm-name",
+        default="openai/clip-vit-base-patch32",
+        metavar="NAME",
+        help="the language model of its vectors, for the record (default: openai/clip-vit-base-patch32)",
+    )
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
+    options = vars(make_parser().parse_args(argv))
+    options["output"] = options["output"] or f"{Path(options['pickle_file']).stem}.safetensors"
+    try:
+        from vqct_plugin.building.imported import import_prior
+        from vqct_plugin.building.report import describe_prior
+    except ImportError as error:
+        print(
+            f"vqct-import-prior: {error}; install what it needs with: pip install 'vqct-plugin[prior]'", file=sys.stderr
+        )
+        return 1
+    try:
+        prior = import_prior(**options)
+    except ValueError as error:  # BuildError and PriorError
+        print(f"vqct-import-prior: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(describe_prior(prior)))
+    left_out = prior.provenance["edges_left_out"]
+    if left_out:
+        print(f"edges left out, with a word that is no code: {left_out:,} occurrences")
+    print(f"written: {options['output']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
