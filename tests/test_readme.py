@@ -63,6 +63,31 @@ def test_every_call_of_vqct_train_is_understood(monkeypatch):
     assert any((ROOT / base[0]).exists() for (base, _), _ in calls if base)
 
 
+def test_every_call_of_the_prior_commands_is_understood(monkeypatch):
+    from vqct_plugin.commands import build_prior, import_prior
+
+    assert len(commands("vqct-build-prior")) >= 3
+    for words in commands("vqct-build-prior"):
+        build_prior.make_parser().parse_args(words)
+    for words in commands("vqct-import-prior"):
+        import_prior.make_parser().parse_args(words)
+
+
+def test_every_flag_of_the_prior_command_is_in_the_table_with_its_default():
+    from vqct_plugin.commands.build_prior import make_parser
+
+    rows = [line for line in README.splitlines() if line.startswith("| `--")]
+    for action in make_parser()._actions:
+        flag = action.option_strings[-1]
+        if flag == "--help":
+            continue
+        row = next((row for row in rows if f"`{flag}`" in row), None)
+        assert row, flag
+        default = " ".join(action.default) if isinstance(action.default, tuple) else action.default
+        if default not in (None, False):
+            assert f"`{default}`" in row, (flag, default)
+
+
 def test_every_target_and_file_that_is_named_is_there():
     import importlib
 

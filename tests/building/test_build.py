@@ -148,3 +148,182 @@ def test_wrong_options_are_refused(captions, options, sentence):
     with pytest.raises(BuildError, match=sentence):
         build_prior("no/model", [captions], **options)
     assert not issubclass(BuildError, PriorError)
+
+
+@pytest.fixture
+def tiny_glosses(monkeypatch):
+    """A dictionary of three entries in place of WordNet's, which takes half a minute."""
+    from vqct_plugin.building.wordnet import WordNetGlosses
+
+    texts = ["a red dog of the snow", "a black cat", "the green grass of a dog"]
+
+    def few(self):
+        self.captions, self.bytes_read, self.sha256 = len(texts), 60, "0" * 64
+        return iter(texts)
+
+    monkeypatch.setattr(WordNetGlosses, "__iter__", few)
+
+
+@pytest.mark.usefixtures("nltk_data", "tiny_glosses")
+def test_without_captions_the_words_are_the_models_and_the_edges_the_glosses(tiny_bert):
+    report = build_prior(tiny_bert)
+    assert report.prior.words == ("black", "red", "on", "dog", "cat", "grass", "snow", "black", "red")
+    assert report.prior.count.tolist() == [1, 1, 0, 2, 1, 1, 1, 0, 0]  # words that no gloss has are codes too
+    assert report.prior.neighbours("dog", "noun") == [("red", "adjective", 1)]
+    assert report.prior.provenance["words"] == "model"
+    assert report.prior.provenance["min_count"] is None
+    assert "definitions and examples" in str(report)
+    assert build_prior(tiny_bert, min_count=0).prior.words == ("black", "red", "dog", "cat", "grass", "snow")
+    with pytest.raises(BuildError, match="no adjective is left"):
+        build_prior(tiny_bert, words="captions", min_count=1)
+
+
+@pytest.mark.usefixtures("nltk_data", "tiny_glosses")
+def test_glosses_count_beside_captions_and_wordnets_words_are_all_of_it(captions, tmp_path, tiny_bert):
+    alone = build_prior(tiny_bert, [captions], min_count=0).prior
+    both = build_prior(tiny_bert, [captions], min_count=0, glosses=True).prior
+    assert both.count[both.index("dog")] == alone.count[alone.index("dog")] + 2
+    assert [corpus["captions"] for corpus in both.provenance["captions"]] == [4, 3]
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("".join(f"{word} 1 2 {i}\n" for i, word in enumerate(("furry", "red", "dog", "paris", "beak"))))
+    keep = tmp_path / "keep.txt"
+    keep.write_text("furry\nred adjective\ndog\nbeak\nparis\n")
+    prior = build_prior(word_vectors=vectors, keep_words=keep).prior
+    assert prior.words == ("red", "furry", "dog", "beak")
+    assert prior.provenance["words"] == "wordnet"
+    assert prior.provenance["keep_words"]["file"] == "keep.txt"
+    assert prior.provenance["language_model"] == "vectors.txt"
+    assert prior.vectors[prior.index("beak")].tolist() == [1, 2, 4]
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_neighbour_edges_alone_or_added_leave_no_word_alone(tmp_path, tiny_bert):
+    path = tmp_path / "captions.txt"
+    path.write_text("A red dog .\nThe red grass .\nA black cat .\nThe snow and the snow .\n" * 2)
+    options = {"min_count": 0, "neighbours": 1}
+    beside = build_prior(tiny_bert, [path], **options).prior
+    near = build_prior(tiny_bert, [path], edges="neighbours", **options).prior
+    both = build_prior(tiny_bert, [path], edges="both", **options).prior
+    assert len(np.unique(beside.edges)) < len(beside)
+    assert len(np.unique(near.edges)) == len(np.unique(both.edges)) == len(both)
+    assert (near.edge_count == 1).all()
+
+    def table(prior):
+        return {(int(a), int(b)): int(c) for (a, b), c in zip(prior.edges.T, prior.edge_count)}
+
+    for edge in set(table(beside)) | set(table(near)):
+        assert table(both)[edge] == table(beside).get(edge, 0) + table(near).get(edge, 0)
+    assert set(table(both)) == set(table(beside)) | set(table(near))
+    for word in range(len(near)):  # each is tied to its nearest of the other part
+        others = np.flatnonzero(near.part_of_speech != near.part_of_speech[word])
+        unit = near.vectors / np.linalg.norm(near.vectors, axis=1, keepdims=True)
+        nearest = int(others[(unit[others] @ unit[word]).argmax()])
+        assert (min(word, nearest), max(word, nearest)) in table(near)
+    assert "nearest by cosine" in both.provenance["edges"]
+    assert "adjective right before noun" in both.provenance["edges"]
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_standardized_vectors_have_mean_0_and_deviation_1_and_it_is_recorded(captions, tiny_bert):
+    plain = build_prior(tiny_bert, [captions], min_count=0).prior
+    prior = build_prior(tiny_bert, [captions], min_count=0, standardize=True).prior
+    np.testing.assert_allclose(prior.vectors.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(prior.vectors.std(0), 1, atol=1e-5)
+    assert (plain.provenance["vectors"]["standardized"], prior.provenance["vectors"]["standardized"]) == (False, True)
+    np.testing.assert_allclose(prior.vectors * plain.vectors.std(0) + plain.vectors.mean(0), plain.vectors, atol=1e-6)
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_at_most_so_many_words_of_each_part_the_commonest(captions, tiny_bert):
+    assert build_prior(tiny_bert, [captions], min_count=0, max_words=1).prior.words == ("red", "grass")
+    prior = build_prior(tiny_bert, [captions], min_count=0, max_words={"noun": 2}).prior
+    assert prior.words == ("red", "black", "snowy", "grass", "dog")
+    assert prior.provenance["max_words"] == {"noun": 2}
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_an_unknown_word_takes_no_place_among_the_commonest(tmp_path, tiny_bert):
+    path = tmp_path / "captions.txt"
+    path.write_text("A red zebra .\n" * 3 + "A black dog and a cat .\n")
+    report = build_prior(tiny_bert, [path], min_count=0, max_words=2)
+    assert report.prior.words == ("red", "black", "cat", "dog")
+    assert report.unknown == [("zebra", "noun")]
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_more_parts_of_speech_have_codes_and_edges(tmp_path, tiny_bert):
+    path = tmp_path / "captions.txt"
+    path.write_text("The red dog runs on the grass .\nThe black cat runs on the grass .\n")
+    prior = build_prior(tiny_bert, [path], min_count=0, parts=["noun", "adjective", "verb"]).prior
+    assert prior.parts == ("noun", "adjective", "verb")
+    assert prior.sizes == {"noun": 4, "adjective": 2, "verb": 1}
+    assert {edge.word for edge in prior.neighbours("run", "verb")} == {"dog", "cat"}
+    assert "noun right before verb" in prior.provenance["edges"]
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_prompts_are_recorded_and_another_prompt_gives_another_prior(captions, tiny_bert):
+    options = {"min_count": 0, "vectors": "prompts"}
+    default = build_prior(tiny_bert, [captions], **options).prior
+    own = build_prior(tiny_bert, [captions], prompts={"noun": "the {}"}, **options).prior
+    assert default.provenance["vectors"]["prompts"] == {"adjective": "a photo of {} object", "noun": "a photo of {}"}
+    assert own.provenance["vectors"]["prompts"]["noun"] == "the {}"
+    assert own.fingerprint != default.fingerprint
+    np.testing.assert_array_equal(own.vectors[own.index("red")], default.vectors[default.index("red")])
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_mostly_unknown_words_are_an_error(tmp_path, tiny_bert):
+    path = tmp_path / "captions.txt"
+    path.write_text("A striped zebra .\nA wooden table .\nA red dog .\n")
+    with pytest.raises(
+        BuildError, match=r"'tiny-bert' has no vector for 4 of 6 words \(striped, wooden, table, zebra\)"
+    ):
+        build_prior(tiny_bert, [path], min_count=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"word_vectors": "glove.txt"}, "one of them"),
+        ({"plm": None}, "one of them"),
+        ({"plm": None, "word_vectors": "glove.txt", "vectors": "prompts"}, "takes no prompts"),
+        ({"plm": None, "word_vectors": "glove.txt", "words": "model"}, "no model's vocabulary"),
+        ({"prompts": {"noun": "a {}"}}, "say --vectors prompts"),
+        ({"prompts": {"noun": "a"}, "vectors": "prompts"}, "expected a text with one"),
+        ({"scheduler": "tcp://here", "workers": 2}, "give one of the two"),
+        ({"parts": ["noun", "pronoun"]}, "expected some of adjective, noun, verb, adverb"),
+        ({"parts": ["noun", "noun"]}, "each once"),
+        ({"parts": []}, "expected some of"),
+        ({"words": "all"}, "words is 'all'; expected one of captions, model, wordnet"),
+        ({"vectors": "mean"}, "expected one of embeddings, prompts"),
+        ({"edges": "none"}, "expected one of cooccurrence, neighbours, both"),
+        ({"neighbours": 0}, "neighbours is 0; expected an integer from 1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"max_words": 0}, "max_words is 0 for adjectives"),
+        ({"max_words": {"verb": 3}}, "max_words names 'verb'; expected one of adjective, noun"),
+        ({"picture": "a.txt"}, "expected a name that ends in"),
+        ({"keep_words": "no/list.txt"}, r"the list of words no/list\.txt cannot be read"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_before_any_work(captions, options, sentence):
+    with pytest.raises(BuildError, match=sentence):
+        build_prior(**{"plm": "no/model", "captions": [captions], **options})
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_the_summary_shows_what_is_near(flickr8k, minilm):
+    summary = str(build_prior(minilm, [flickr8k], max_words=40))
+    assert "nearest to red: blue" in summary
+    assert "nearest to dog: " in summary
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_a_picture_comes_with_the_prior_and_an_existing_one_is_refused_before_any_work(captions, tiny_bert, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    picture = tmp_path / "prior.png"
+    build_prior(tiny_bert, [captions], min_count=0, picture=picture)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(BuildError, match=r"prior\.png exists; use --force"):
+        build_prior("no/model", [captions], picture=picture)

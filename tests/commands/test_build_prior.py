@@ -1,10 +1,13 @@
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from tests.building.conftest import NEEDED, minilm, nltk_data  # noqa: F401 (fixtures)
+from tests.building.conftest import NEEDED, flickr8k, minilm, nltk_data  # noqa: F401 (fixtures)
 from tests.conftest import ROOT
 from vqct_plugin.commands.build_prior import main, make_parser
 from vqct_plugin.prior import CodebookPrior
@@ -94,3 +97,133 @@ def test_help_needs_none_of_the_libraries():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("1\nusage: vqct-build-prior")
     assert "pip install 'vqct-plugin[prior]'" in done.stderr
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_without_an_output_the_file_is_named_by_the_model(captions, minilm, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    common = ["--captions", str(captions), "--min-count", "0", "-q"]
+    assert main(["--plm", minilm, *common]) == 0
+    assert main(["--plm", minilm, "--plm-name", "sentence-transformers/all-MiniLM-L6-v2", *common]) == 0
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == {
+        "model_prior.safetensors", "all-MiniLM-L6-v2_prior.safetensors"
+    }  # fmt: skip
+    assert capsys.readouterr().out == ""
+    assert main(["--plm", minilm, *common]) == 1
+    assert "model_prior.safetensors exists; use --force" in capsys.readouterr().err
+
+
+def test_flags_of_several_values_are_what_the_function_takes(captions, monkeypatch):
+    from vqct_plugin.building import build
+
+    asked = []
+    monkeypatch.setattr(build, "build_prior", lambda **options: asked.append(options))
+    always = ["--plm", "bert-base-uncased", "-q"]
+    assert main(always) == 0
+    assert asked[-1]["output"] == "bert-base-uncased_prior.safetensors"
+    assert asked[-1]["captions"] is None
+    main([*always, "--max-words", "4000", "--parts", "noun", "verb"])
+    assert (asked[-1]["max_words"], asked[-1]["parts"]) == (4000, ["noun", "verb"])
+    main([*always, "--max-words", "adjective=1949", "noun=4258", "--prompts", "noun=a photo of a={}"])
+    assert asked[-1]["max_words"] == {"adjective": 1949, "noun": 4258}
+    assert asked[-1]["prompts"] == {"noun": "a photo of a={}"}
+    main(["--word-vectors", "data/glove.6B.300d.txt.gz", "-q"])
+    assert asked[-1]["output"] == "glove.6B.300d_prior.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--max-words", "many"], "--max-words many: expected a number, or PART=NUMBER"),
+        (["--max-words", "noun=3", "noun=4"], "expected a number, or PART=NUMBER"),
+        (["--prompts", "a photo of {}"], "--prompts 'a photo of {}': expected PART=VALUE"),
+    ],
+)
+def test_flags_that_make_no_sense_are_told_of(flags, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--plm", "m", *flags])
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_captions_come_through_a_pipe(captions, minilm, tmp_path, monkeypatch):  # noqa: F811
+    outputs = [str(tmp_path / name) for name in ("file.safetensors", "pipe.safetensors")]
+    always = ["--plm", minilm, "--min-count", "0", "-q"]
+    assert main([*always, "--captions", str(captions), "--output", outputs[0]]) == 0
+    with open(captions) as file:
+        monkeypatch.setattr("sys.stdin", file)
+        assert main([*always, "--captions", "-", "--output", outputs[1]]) == 0
+    first, second = map(CodebookPrior.load, outputs)
+    assert first.fingerprint == second.fingerprint
+    assert second.provenance["captions"][0]["file"] == "standard input"
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_any_number_of_workers_gives_the_same_bytes(flickr8k, minilm, tmp_path):  # noqa: F811
+    part = tmp_path / "part.token"
+    part.write_text("".join(flickr8k.read_text(encoding="utf-8").splitlines(keepends=True)[:4_000]))
+    outputs = {workers: tmp_path / f"{workers}.safetensors" for workers in (1, 2, 3)}
+    for workers, output in outputs.items():
+        flags = ["--captions", str(part), "--output", str(output), "--workers", str(workers), "-q"]
+        assert main(["--plm", minilm, *flags]) == 0
+    assert len({output.read_bytes() for output in outputs.values()}) == 1
+    assert len(CodebookPrior.load(outputs[1])) > 200
+
+
+WRITES = """
+import os, sys
+import numpy as np
+from vqct_plugin.prior import CodebookPrior
+prior = CodebookPrior(
+    [f"word {i}" for i in range(800)], np.arange(800) % 2, np.ones(800, int), np.ones((800, 900), "f4"), [], []
+)
+print("begun", flush=True)
+while True:
+    prior.save(sys.argv[1], overwrite=sys.argv[2] == "force")
+    if sys.argv[2] != "force":
+        os.unlink(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("how", ["force", "new"])
+def test_a_process_killed_while_it_writes_leaves_a_whole_file_or_none(tmp_path, how):
+    if not hasattr(os, "O_TMPFILE"):
+        pytest.skip("files without a name are Linux's")
+    rng = random.Random(0)
+    for _ in range(8):
+        output = tmp_path / "prior.safetensors"
+        command = [sys.executable, "-c", WRITES, str(output), how]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+        process.stdout.readline()
+        time.sleep(rng.uniform(0.02, 0.15))
+        process.kill()
+        process.wait()
+        left = {file.name for file in tmp_path.iterdir()}
+        # between the two steps of a replacement stands a whole file under another name
+        assert {name for name in left if not name.endswith(".part")} <= {"prior.safetensors"}
+        for file in tmp_path.iterdir():
+            assert len(CodebookPrior.load(file)) == 800
+            file.unlink()
+
+
+@pytest.mark.usefixtures("nltk_data")
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_build_that_is_stopped_leaves_the_folder_as_it_was(flickr8k, minilm, tmp_path, how):  # noqa: F811
+    output = tmp_path / "prior.safetensors"
+    output.write_text("mine")
+    command = [sys.executable, "-m", "vqct_plugin.commands.build_prior", "--plm", minilm, "--captions", str(flickr8k)]
+    command += ["--output", str(output), "--force", "--workers", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        told = b""
+        while b"tagging" not in told:
+            told += process.stderr.read1(1000) or pytest.fail(told.decode())
+        time.sleep(1)
+        process.send_signal(how)
+        told += process.stderr.read()
+    assert process.returncode == (130 if how == signal.SIGINT else -9)
+    if how == signal.SIGINT:
+        assert b"interrupted; nothing was written" in told
+        assert b"Traceback" not in told
+    assert [file.name for file in tmp_path.iterdir()] == ["prior.safetensors"]
+    assert output.read_text() == "mine"

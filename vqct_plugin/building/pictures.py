@@ -37,11 +37,14 @@ def draw_prior(prior: CodebookPrior, path: PathLike, overwrite: bool = False) ->
     edges it has, the most first, both axes logarithmic.
     """
     check_picture(path)
+    from matplotlib import rc_context
+
     figure = prior_figure(prior)
     data = io.BytesIO()
     suffix = Path(path).suffix.lower()
     stamps = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # the same prior gives the same picture
-    figure.savefig(data, format=suffix[1:], dpi=150, metadata=stamps.get(suffix))
+    with rc_context({"svg.hashsalt": "vqct_plugin"}):
+        figure.savefig(data, format=suffix[1:], dpi=150, metadata=stamps.get(suffix))
     try:
         write_whole(Path(path), data.getvalue(), overwrite)
     except FileExistsError:

@@ -87,12 +87,13 @@ class LanguageModel:
 
     def whole_words(self) -> List[str]:
         """The words in lower case that the tokenizer's vocabulary has as one piece."""
-        candidates = set()
-        for piece in self.tokenizer.get_vocab():
-            word = re.sub(r"^(##|[\u0120\u2581])|</w>$", "", piece)  # marks of WordPiece, byte-level and unigram models
-            if len(word) > 1 and word.isalpha() and word == word.lower():
-                candidates.add(word)
-        words = sorted(candidates)
+        pieces = list(self.tokenizer.get_vocab())
+        # byte-level, unigram and CLIP's pieces have a mark where a word begins or ends; WordPiece marks the others
+        for mark in (r"\u0120(\w+)", r"\u2581(\w+)", r"(\w+)</w>", r"(\w+)"):
+            words = sorted({match[1] for match in (re.fullmatch(mark, piece) for piece in pieces) if match})
+            if words:
+                break
+        words = [word for word in words if len(word) > 1 and word.isalpha() and word == word.lower()]
         return [word for word, pieces in zip(words, self.pieces(words)) if len(pieces) == 1 and self.is_known(pieces)]
 
 

