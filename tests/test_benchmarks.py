@@ -7,11 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.building.conftest import NEEDED, flickr8k, minilm, nltk_data  # noqa: F401 (fixtures)
 from tests.conftest import ROOT
 
-spec = importlib.util.spec_from_file_location("benchmarks_quantizer", ROOT / "benchmarks" / "quantizer.py")
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+benchmark = load("quantizer")
 
 
 @pytest.fixture
@@ -83,3 +90,17 @@ def test_targets_are_judged_as_they_were_measured():
     text = benchmark.report(results)
     judged = [line.rsplit("|", 2)[1].strip() for line in text.splitlines()[-5:]]
     assert judged == ["reached", "not reached", "not reached", "reached", "not reached"]
+
+
+@pytest.mark.skipif(bool(NEEDED), reason=f"building a prior needs {', '.join(NEEDED)}")
+def test_the_benchmark_of_building_measures_all_it_says(flickr8k, nltk_data, minilm, tmp_path):  # noqa: F811
+    module = load("prior")
+    few = tmp_path / "few.token"
+    few.write_text("".join(flickr8k.read_text(encoding="utf-8").splitlines(keepends=True)[:400]))
+    output = tmp_path / "results.json"
+    options = f"{few} --plm {minilm} --prompts 8 --sample 100 --rounds 1 --output {output}".split()
+    results = module.main(options)  # which checks that the contestants count the same, and the taggers tag the same
+    assert set(results["counting"]) == {"plain recipe", "ours", "ours, two workers"}
+    assert json.loads(output.read_text()) == results
+    assert set(module.ratios(results)) == set(module.TARGETS)
+    assert "| target | at least | measured | |" in module.report(results)

@@ -167,8 +167,8 @@ def tiny_glosses(monkeypatch):
 @pytest.mark.usefixtures("nltk_data", "tiny_glosses")
 def test_without_captions_the_words_are_the_models_and_the_edges_the_glosses(tiny_bert):
     report = build_prior(tiny_bert)
-    assert report.prior.words == ("black", "red", "on", "dog", "cat", "grass", "snow", "black", "red")
-    assert report.prior.count.tolist() == [1, 1, 0, 2, 1, 1, 1, 0, 0]  # words that no gloss has are codes too
+    assert report.prior.words == ("black", "red", "on", "dog", "cat", "grass", "snow", "black", "red", "run")
+    assert report.prior.count.tolist() == [1, 1, 0, 2, 1, 1, 1, 0, 0, 0]  # words that no gloss has are codes too
     assert report.prior.neighbours("dog", "noun") == [("red", "adjective", 1)]
     assert report.prior.provenance["words"] == "model"
     assert report.prior.provenance["min_count"] is None
@@ -188,10 +188,13 @@ def test_glosses_count_beside_captions_and_wordnets_words_are_all_of_it(captions
     vectors.write_text("".join(f"{word} 1 2 {i}\n" for i, word in enumerate(("furry", "red", "dog", "paris", "beak"))))
     keep = tmp_path / "keep.txt"
     keep.write_text("furry\nred adjective\ndog\nbeak\nparis\n")
-    prior = build_prior(word_vectors=vectors, keep_words=keep).prior
+    report = build_prior(word_vectors=vectors, keep_words=keep)
+    prior = report.prior
     assert prior.words == ("red", "furry", "dog", "beak")
     assert prior.provenance["words"] == "wordnet"
     assert prior.provenance["keep_words"]["file"] == "keep.txt"
+    assert report.not_found == ["paris"]
+    assert "of the words to keep, no codes: 1 (paris)" in str(report)
     assert prior.provenance["language_model"] == "vectors.txt"
     assert prior.vectors[prior.index("beak")].tolist() == [1, 2, 4]
 
@@ -256,7 +259,7 @@ def test_more_parts_of_speech_have_codes_and_edges(tmp_path, tiny_bert):
     path.write_text("The red dog runs on the grass .\nThe black cat runs on the grass .\n")
     prior = build_prior(tiny_bert, [path], min_count=0, parts=["noun", "adjective", "verb"]).prior
     assert prior.parts == ("noun", "adjective", "verb")
-    assert prior.sizes == {"noun": 4, "adjective": 2, "verb": 1}
+    assert prior.sizes == {"noun": 3, "adjective": 2, "verb": 1}
     assert {edge.word for edge in prior.neighbours("run", "verb")} == {"dog", "cat"}
     assert "noun right before verb" in prior.provenance["edges"]
 
@@ -300,6 +303,7 @@ def test_mostly_unknown_words_are_an_error(tmp_path, tiny_bert):
         ({"edges": "none"}, "expected one of cooccurrence, neighbours, both"),
         ({"neighbours": 0}, "neighbours is 0; expected an integer from 1"),
         ({"workers": 0}, "workers is 0"),
+        ({"captions": []}, "no captions given; name at least one"),
         ({"max_words": 0}, "max_words is 0 for adjectives"),
         ({"max_words": {"verb": 3}}, "max_words names 'verb'; expected one of adjective, noun"),
         ({"picture": "a.txt"}, "expected a name that ends in"),

@@ -234,6 +234,8 @@ def test_wrong_arguments_are_refused(tmp_path):
         Captions(tmp_path / "nothing.txt")
     with pytest.raises(BuildError, match="'word' is not known; expected one of auto, text, flickr, coco"):
         Captions(written(tmp_path, "a"), "word")
+    with pytest.raises(BuildError, match="an empty name"):
+        Captions("")
     with pytest.raises(BuildError, match="name at least one"):
         open_captions([])
     with pytest.raises(BuildError, match="expected a list of paths"):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 from vqct_plugin.building import counting
+from vqct_plugin.building.build import build_prior
 from vqct_plugin.building.captions import Captions
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
@@ -87,6 +88,7 @@ def test_a_damaged_corpus_ends_the_workers_too(tmp_path, nltk_data):
 SCRIPT = """
 import os, signal, sys, time
 from vqct_plugin.building import counting
+from vqct_plugin.building.build import build_prior
 
 class Endless:
     size, bytes_read = None, 0
@@ -163,7 +165,14 @@ def cluster(nltk_data):
         yield cluster
 
 
-def test_a_dask_cluster_counts_the_same_even_when_a_worker_is_killed(some_captions, serial, cluster, monkeypatch):
+def test_a_dask_cluster_gives_the_same_bytes_even_when_a_worker_is_killed(
+    some_captions, cluster, minilm, tmp_path, monkeypatch
+):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/dask/captions.txt", "\n".join(some_captions).encode())
+    outputs = [tmp_path / name for name in ("serial.safetensors", "dask.safetensors")]
+    build_prior(minilm, ["memory://dask/captions.txt"], outputs[0], parts=ALL)
     monkeypatch.setattr(counting, "_BATCH", 100)
     victims = [worker.pid for worker in cluster.workers.values()]
     killed = []
@@ -176,8 +185,10 @@ def test_a_dask_cluster_counts_the_same_even_when_a_worker_is_killed(some_captio
         return merge(self, other)
 
     monkeypatch.setattr(counting.WordCounts, "merge", kill_one)
-    assert count_captions([Lines(some_captions)], ALL, scheduler=cluster.scheduler_address) == serial
+    address = cluster.scheduler_address
+    build_prior(minilm, ["memory://dask/captions.txt"], outputs[1], parts=ALL, scheduler=address)
     assert killed
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
     assert victims[0] not in [worker.process.pid for worker in cluster.workers.values() if worker.process]
 
 

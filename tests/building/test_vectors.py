@@ -81,6 +81,11 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch):
 
     with pytest.raises(BuildError, match="neither a folder that exists nor a name on the hub"):
         embeddings_of("./not/there")
+    (tmp_path / "glove.txt").write_text("dog 1 2")
+    with pytest.raises(BuildError, match="a file of word vectors goes to --word-vectors"):
+        embeddings_of(str(tmp_path / "glove.txt"))
+    with pytest.raises(BuildError, match="neither a folder"):
+        embeddings_of("")
     with pytest.raises(BuildError, match="expected what save_pretrained writes"):
         embeddings_of(str(tmp_path))
 

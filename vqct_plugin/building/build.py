@@ -1,6 +1,7 @@
 """Captions and a language model in, a prior out: the whole way."""
 
 import hashlib
+import os
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,8 +105,8 @@ def build_prior(
         PriorError: the file cannot be written.
     """
     seconds: Dict[str, float] = {}
-    words = words or ("captions" if captions else "model" if plm is not None else "wordnet")
-    glosses = glosses or not captions
+    words = words or ("captions" if captions is not None else "model" if plm is not None else "wordnet")
+    glosses = glosses or captions is None
     if min_count is None:
         min_count = MIN_COUNT if words == "captions" else -1
     elif min_count < 0:
@@ -116,7 +117,7 @@ def build_prior(
         {"words": (words, WORDS), "vectors": (vectors, VECTORS), "edges": (edges, EDGE_KINDS), "dtype": (dtype, DTYPES)}
     )
     _check_numbers({"neighbours": neighbours, "batch_size": batch_size, "workers": workers})
-    _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler, plm_name)
+    _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler)
     for path in (output, picture):
         _check_output(path, force)
     if picture is not None:
@@ -124,7 +125,7 @@ def build_prior(
 
         check_picture(picture)
     corpora: List[Union[Captions, WordNetGlosses]] = (
-        list(open_captions(captions, caption_format, caption_field)) if captions else []
+        list(open_captions(captions, caption_format, caption_field)) if captions is not None else []
     )
     kept_list = read_words(keep_words, parts) if keep_words is not None else None
     dropped = read_words(drop_words, parts) if drop_words is not None else set()
@@ -153,7 +154,7 @@ def build_prior(
             "captions": [corpus.describe() for corpus in corpora],
             "tagger": tagged_with(),
             "words": words,
-            "min_count": max(min_count, 0) if words == "captions" or min_count >= 0 else None,
+            "min_count": min_count if min_count >= 0 else None,
             "max_words": most or None,
             "only_wordnet": only_wordnet,
             "tool": f"vqct_plugin {__version__}",
@@ -176,15 +177,17 @@ def build_prior(
             progress=progress,
         )
     report = BuildReport(prior, corpora, counted, unknown, seconds)
+    if kept_list is not None:
+        report.not_found = sorted({word for word, _ in kept_list} - set(prior.words))
+    if output is not None:
+        with _timed(seconds, "writing"):
+            prior.save(output, overwrite=force)
+        report.output = Path(output)
     if picture is not None:
         from vqct_plugin.building.pictures import draw_prior
 
         with _timed(seconds, "picture"):
             draw_prior(prior, picture, overwrite=force)
-    if output is not None:
-        with _timed(seconds, "writing"):
-            prior.save(output, overwrite=force)
-        report.output = Path(output)
     return report
 
 
@@ -203,7 +206,7 @@ def assemble(
 ) -> Tuple[CodebookPrior, List[Tuple[str, str]]]:
     """The prior of the counted words, and the (word, part) pairs dropped because they have no vector."""
     pairs = [(word, part) for part in counts.parts for word in sorted(counts.words[part])]
-    known = source.knows([word for word, _ in pairs])
+    known = source.knows([word for word, _ in pairs], progress)
     unknown = [pair for pair, is_known in zip(pairs, known) if not is_known]
     if len(unknown) * 2 > len(pairs):
         shown = ", ".join(word for word, _ in unknown[:10])
@@ -357,7 +360,6 @@ def _check_together(
     words: str,
     workers: int,
     scheduler: Optional[str],
-    plm_name: Optional[str],
 ) -> None:
     """Refuse options that exclude each other."""
     if (plm is None) == (word_vectors is None):
@@ -385,6 +387,8 @@ def _check_output(output: Optional[PathLike], force: bool) -> None:
         raise BuildError(f"output {path} exists; use --force to replace it")
     if not path.absolute().parent.is_dir():
         raise BuildError(f"the folder of the output, {path.absolute().parent}, does not exist; make it first")
+    if not os.access(str(path.absolute().parent), os.W_OK):
+        raise BuildError(f"the folder of the output, {path.absolute().parent}, cannot be written to")
 
 
 @contextmanager

@@ -199,12 +199,17 @@ def _pieces(path: PathLike) -> Tuple[str, List[_Piece], int]:
         return STANDARD_INPUT, [_Piece(STANDARD_INPUT, "", None, lambda: _unclosed(sys.stdin.buffer))], 0
     if "://" in str(path):
         return _pieces_of_address(str(path))
+    if not str(path).strip():  # or the folder that one happens to be in would be read
+        raise BuildError("captions are an empty name; expected a file or folder")
     place = Path(path)
-    if place.is_file():
-        return place.name, [_Piece(place.name, "", place.stat().st_size, lambda: place.open("rb"))], 0
-    if not place.is_dir():
-        raise BuildError(f"captions in {place}: it does not exist")
-    files = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
+    try:
+        if place.is_file():
+            return place.name, [_Piece(place.name, "", place.stat().st_size, lambda: place.open("rb"))], 0
+        if not place.is_dir():
+            raise BuildError(f"captions in {place}: it does not exist")
+        files = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
+    except OSError as error:
+        raise BuildError(f"captions in {place} cannot be read: {error}") from error
     return _of_folder(
         place.resolve().name,
         files,

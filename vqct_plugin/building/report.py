@@ -32,6 +32,7 @@ class BuildReport:
         unknown: (word, part) pairs left out because they have no vector.
         seconds: stage -> seconds it took.
         output: the file that was written, if one was.
+        not_found: words of the list to keep that are no code.
     """
 
     prior: CodebookPrior
@@ -40,6 +41,7 @@ class BuildReport:
     unknown: List[Tuple[str, str]]
     seconds: Dict[str, float] = field(default_factory=dict)
     output: Optional[Path] = None
+    not_found: List[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [line for corpus in self.corpora for line in corpus.summary()]
@@ -48,6 +50,9 @@ class BuildReport:
         if self.unknown:
             shown = ", ".join(word for word, _ in self.unknown[:10])
             lines.append(f"dropped, without a vector: {len(self.unknown):,} words ({shown})")
+        if self.not_found:
+            shown = ", ".join(self.not_found[:10])
+            lines.append(f"of the words to keep, no codes: {len(self.not_found):,} ({shown})")
         lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items()))
         if self.output is not None:
             lines.append(f"written: {self.output} ({self.output.stat().st_size / 1e6:.1f} MB)")

@@ -154,7 +154,7 @@ class CaptionTagger:
 
     def __init__(self) -> None:
         ensure_nltk_data(["averaged_perceptron_tagger_eng"])
-        self._tagger = PerceptronTagger()  # once: nltk.pos_tag would read the model again for every caption
+        self._tagger = PerceptronTagger()
         self._tagger.model = DensePerceptron(self._tagger.model)
 
     def __call__(self, caption: str) -> Tagged:

@@ -42,9 +42,11 @@ class LanguageModel:
     """
 
     def __init__(self, plm: str, name: Optional[str] = None) -> None:
-        is_folder = Path(plm).is_dir()
-        if not is_folder and (Path(plm).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", plm) or plm[0] in "./~"):
-            raise BuildError(f"language model {plm!r} is neither a folder that exists nor a name on the hub")
+        is_folder = bool(plm) and Path(plm).is_dir()
+        is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", plm) and not Path(plm).exists()
+        if not is_folder and not is_name:
+            hint = "; a file of word vectors goes to --word-vectors" if Path(plm).is_file() else ""
+            raise BuildError(f"language model {plm!r} is neither a folder that exists nor a name on the hub{hint}")
         self.name = name or (Path(plm).resolve().name if is_folder else plm)
         import transformers  # seconds of import: only once something is to be loaded
 
@@ -98,7 +100,7 @@ class LanguageModel:
 
 
 class InputEmbeddings:
-    """A word's vector is the mean of its pieces' rows in the model's input embeddings."""
+    """A word's vector is the mean of its pieces' rows in the model's input embeddings; the model is let go of."""
 
     def __init__(self, language_model: LanguageModel) -> None:
         self._language_model = language_model
@@ -115,8 +117,9 @@ class InputEmbeddings:
                 f"expected at least one row for each of the tokenizer's {len(tokenizer):,} pieces"
             )
         self._table = table.detach().float().cpu().numpy().copy()
+        language_model.model = None  # gigabytes of a large one, and only the table is wanted
 
-    def knows(self, words: Sequence[str]) -> np.ndarray:
+    def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
         """(n,) bool: which words have a vector."""
         return self._language_model.knows(words)
 
@@ -191,7 +194,7 @@ class PromptEncodings:
             self.pooling = "mean over tokens"
             self._encode = lambda **inputs: model(**inputs).last_hidden_state.mean(1)
 
-    def knows(self, words: Sequence[str]) -> np.ndarray:
+    def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
         """(n,) bool: which words have a vector."""
         return self._language_model.knows(words)
 
@@ -266,9 +269,9 @@ class WordVectors:
         with self._opened() as stream:
             self._dim, self._has_header = self._dimension(stream)
 
-    def knows(self, words: Sequence[str]) -> np.ndarray:
+    def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
         """(n,) bool: which words are in the file."""
-        self._read(words)
+        self._read(words, progress)
         return np.array([word in self._known for word in words], dtype=bool)
 
     def __call__(
