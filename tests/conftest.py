@@ -1,5 +1,6 @@
 """What several rooms' tests use: small priors, and where the real data lies."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,8 @@ def make_prior(sizes=(30, 50), dim=12, n_edges=120, seed=0, parts=None) -> Codeb
 @pytest.fixture
 def prior() -> CodebookPrior:
     return make_prior()
+
+
+def heed_interrupts():
+    """For Popen's ``preexec_fn``: a job in a shell's background hands it on to its children that Ctrl-C is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -151,22 +151,10 @@ class CodebookTransferQuantizer(nn.Module):
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
-        self._check_input(z)
+        z_q, commitment, codebook, chosen = self._quantized(z)
+        loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
         b, _, h, w = z.shape
-        codes = self._codes_in_use()
-        loss = torch.zeros((), dtype=codes.dtype, device=z.device)
-        quantized, chosen = [], []
-        for s, channels in zip(self.slices, z.chunk(len(self.slices), dim=1)):
-            vectors = at_least_float32(rearrange(channels, "b c h w -> (b h w) c").contiguous())
-            indices = self._nearest(vectors, codes, s)
-            q = _mean_of(codes, indices)
-            commitment = torch.mean((q.detach() - vectors) ** 2)
-            codebook = torch.mean((q - vectors.detach()) ** 2)
-            loss = loss + (commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook)
-            quantized.append(rearrange(self._straight_through(vectors, q), "(b h w) c -> b c h w", b=b, h=h, w=w))
-            chosen.append(indices)
-        z_q = torch.cat(quantized, dim=1).to(z.dtype).contiguous()
-        return z_q, loss, (None, None, self._laid_out(torch.cat(chosen, dim=1), b, h, w))
+        return z_q, loss, (None, None, self._laid_out(chosen, b, h, w))
 
     def get_codebook_entry(
         self, indices: Tensor, shape: Optional[Sequence[int]] = None, channel_first: bool = False
@@ -277,6 +265,24 @@ class CodebookTransferQuantizer(nn.Module):
             RuntimeError,
         )
         return frozen.codes
+
+    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z_q, the sums over the parts of ``mean((sg(q) - z)^2)`` and ``mean((q - sg(z))^2)``, indices (B*H*W, T)."""
+        self._check_input(z)
+        b, _, h, w = z.shape
+        codes = self._codes_in_use()
+        commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
+        quantized, chosen = [], []
+        for s, channels in zip(self.slices, z.chunk(len(self.slices), dim=1)):
+            vectors = at_least_float32(rearrange(channels, "b c h w -> (b h w) c").contiguous())
+            indices = self._nearest(vectors, codes, s)
+            q = _mean_of(codes, indices)
+            commitment = commitment + torch.mean((q.detach() - vectors) ** 2)
+            codebook = codebook + torch.mean((q - vectors.detach()) ** 2)
+            quantized.append(rearrange(self._straight_through(vectors, q), "(b h w) c -> b c h w", b=b, h=h, w=w))
+            chosen.append(indices)
+        z_q = torch.cat(quantized, dim=1).to(z.dtype).contiguous()
+        return z_q, commitment, codebook, torch.cat(chosen, dim=1)
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:
         """(N, topk) indices into the whole codebook."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heed_interrupts
 from vqct_plugin.building import counting
 from vqct_plugin.building.build import build_prior
 from vqct_plugin.building.captions import Captions
@@ -130,7 +130,12 @@ def at_work(tmp_path, nltk_data):
     script.write_text(SCRIPT)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=heed_interrupts,
     )
     yield process, [int(number) for number in process.stdout.readline().split()]
     process.kill()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.building.conftest import NEEDED, flickr8k, minilm, nltk_data  # noqa: F401 (fixtures)
-from tests.conftest import ROOT
+from tests.conftest import ROOT, heed_interrupts
 from vqct_plugin.commands.build_prior import main, make_parser
 from vqct_plugin.prior import CodebookPrior
 
@@ -214,7 +214,9 @@ def test_a_build_that_is_stopped_leaves_the_folder_as_it_was(flickr8k, minilm, t
     command = [sys.executable, "-m", "vqct_plugin.commands.build_prior", "--plm", minilm, "--captions", str(flickr8k)]
     command += ["--output", str(output), "--force", "--workers", "2"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+    with subprocess.Popen(
+        command, env=env, stderr=subprocess.PIPE, cwd=tmp_path, preexec_fn=heed_interrupts
+    ) as process:
         told = b""
         while b"tagging" not in told:
             told += process.stderr.read1(1000) or pytest.fail(told.decode())

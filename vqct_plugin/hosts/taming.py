@@ -6,12 +6,12 @@ today's Lightning and on the 1.0.8 that they were written for.
 
 import difflib
 import inspect
-import sys
 from typing import Any, Mapping, Sequence, Union
 
 from vqct_plugin.hosts._checkpoint import CheckpointError
 from vqct_plugin.hosts._lightning import ADAPTER_OPTIONS, for_installed_lightning
 from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.hosts.quantizer_config import plain
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["VQModel", "for_installed_lightning", "CheckpointError"]
@@ -58,12 +58,12 @@ class VQModel(_Host):
         sane_index_shape: bool = False,
         **options: Any,
     ) -> None:
-        options = {name: _plain(value) for name, value in options.items()}
+        options = {name: plain(value) for name, value in options.items()}
         quantizer_options = {name: options.pop(name) for name in _QUANTIZER_OPTIONS if name in options}
         unknown = sorted(set(options) - set(ADAPTER_OPTIONS))
         if unknown:
             raise TypeError(_unknown_keyword(unknown[0]))
-        n_embed = _plain(n_embed)
+        n_embed = plain(n_embed)
         # The host builds its own codebook first, as large as it would have: the random numbers that this takes are
         # why the convolutions after it start from the host's weights.
         super().__init__(
@@ -84,14 +84,6 @@ class VQModel(_Host):
         self._ddp_params_and_buffers_to_ignore = [f"quantize.{name}" for name in self.quantize.constant_buffers()]
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
-
-
-def _plain(value: Any) -> Any:
-    """A value of a YAML as plain Python, also where it comes in one of OmegaConf's containers."""
-    omegaconf = sys.modules.get("omegaconf")
-    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
-        return omegaconf.OmegaConf.to_container(value, resolve=True)
-    return value
 
 
 def _unknown_keyword(name: str) -> str:

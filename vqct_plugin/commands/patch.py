@@ -1,0 +1,41 @@
+"""``vqct-patch``: teach a host's checkout ``quantizer_config``, or take that back."""
+
+import argparse
+import sys
+from typing import List, Optional
+
+from vqct_plugin.hosts.patching import PatchError, hosts, patch_host, summary
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags, one for each argument of ``patch_host``."""
+    known = "\n".join(f"  {host.repository} at {host.commit[:7]}" for host in hosts())
+    parser = argparse.ArgumentParser(
+        prog="vqct-patch",
+        description="Teach a VQGAN codebase `quantizer_config: {target, params}`: the smallest diff that lets its YAML "
+        "or its arguments choose the quantizer. Without that key everything stays as it was.",
+        epilog=f"known hosts:\n{known}\n(the wheel taming-transformers-rom1504 0.0.6 too: give its site-packages)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", metavar="PATH", help="the root of the checkout")
+    parser.add_argument("--revert", action="store_true", help="take the patch out again, to the last byte")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the diff, change nothing")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
+    options = make_parser().parse_args(argv)
+    try:
+        result = patch_host(options.path, revert=options.revert, dry_run=options.dry_run)
+    except PatchError as error:
+        print(f"vqct-patch: {error}", file=sys.stderr)
+        return 1
+    if options.dry_run:
+        print(result.diff)
+    print(summary(result, options.revert, options.dry_run))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""``quantizer_config: {target, params}``: how a patched host names its quantizer.
+
+Every patch in ``patches/`` calls :func:`build_quantizer`, so that a host's YAML, and its arguments, mean the same in
+each of them.
+"""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Union
+
+Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
+
+
+def build_quantizer(config: Config, **host: Any) -> Any:
+    """The quantizer that ``config`` names, made with what the host gives and with its own ``params``.
+
+    Args:
+        config: ``{"target": "package.Class", "params": {...}}``, also as one of OmegaConf's containers; or the path of
+            a YAML or JSON file that holds it, at its top or under the key ``quantizer_config``.
+        host: what the host would have given its own quantizer (``n_e``, ``e_dim``, ...); ``params`` go before it.
+
+    Raises:
+        ValueError: no ``target``, a key that is neither, a file without them, or a target that is not there.
+        TypeError: the target takes no such argument.
+
+    >>> quantizer = build_quantizer({"target": "vqct_plugin.Quantizer", "params": {"topk": 2}}, n_e=512, e_dim=64)
+    >>> quantizer.tokens_per_position
+    3
+    """
+    where = "quantizer_config"
+    if isinstance(config, (str, os.PathLike)):
+        where = str(config)
+        config = _read(Path(config))
+    config = plain(config)
+    if not isinstance(config, Mapping) or not isinstance(config.get("target"), str):
+        raise ValueError(f"{where} is {config!r}; expected {{target: vqct_plugin.Quantizer, params: {{...}}}}")
+    unknown = sorted(set(config) - {"target", "params"})
+    if unknown:
+        raise ValueError(f"{where} has the key {unknown[0]!r}; expected `target` and `params`, options under `params`")
+    params = config.get("params") or {}
+    if not isinstance(params, Mapping):
+        raise ValueError(f"params of {where} is {params!r}; expected a mapping from arguments to values")
+    return _class(config["target"], where)(**{**host, **params})
+
+
+def plain(value: Any) -> Any:
+    """A value of a YAML as plain Python, also where it comes in one of OmegaConf's containers."""
+    omegaconf = sys.modules.get("omegaconf")
+    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
+        return omegaconf.OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def _class(target: str, where: str) -> Any:
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{where} names the target {target!r}, which cannot be imported: {error}; expected package.module.Class"
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read the quantizer config {path}: {error.strerror or error}") from error
+    import yaml  # JSON is YAML too
+
+    try:
+        read = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if isinstance(read, Mapping) and "quantizer_config" in read:
+        return read["quantizer_config"]
+    return read
