@@ -262,9 +262,11 @@ def test_a_folder_is_read_in_the_order_of_names_whatever_its_files(tmp_path):
     assert corpus.describe()["files"] == 4
     assert corpus.describe()["file"] == "cub"
     digest = corpus.sha256
-    written(tmp_path, "a brown bird!", "cub/001.Wren/a.txt")
-    list(corpus)
-    assert corpus.sha256 != digest
+    for name, text in (("cub/001.Wren/a.txt", "a brown bird!"), ("cub/002.Jay/b.txt", "a blue bird\nits red beak!")):
+        written(tmp_path, text, name)
+        list(corpus)
+        assert corpus.sha256 != digest
+        digest = corpus.sha256
     assert "1 other files in the folder left alone" in "\n".join(corpus.summary())
 
 

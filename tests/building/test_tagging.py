@@ -2,7 +2,7 @@ import pytest
 
 from vqct_plugin.building import tagging
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.tagging import CaptionTagger, WordCounts, known_to_wordnet, lemmatiser
+from vqct_plugin.building.tagging import CaptionTagger, DensePerceptron, WordCounts, known_to_wordnet, lemmatiser
 
 CAPTIONS = [
     "A Black dog chases two small orange cats near the red and white geese .",
@@ -100,6 +100,15 @@ def test_tags_and_lemmas_are_those_of_nltks_own_functions():
     assert lemma("geese", N) == "goose"
     assert lemma("chases", V) == "chase"
     assert lemma("better", A) == "better"
+
+
+def test_the_dense_model_breaks_ties_as_nltks_own():
+    from nltk.tag.perceptron import AveragedPerceptron
+
+    theirs = AveragedPerceptron({"f": {"NN": 1.0, "JJ": 1.0}, "g": {"RB": 2.0}})
+    theirs.classes = {"JJ", "NN", "RB", "VB"}
+    for features in ({"f": 1}, {"f": 1, "g": 1}, {"h": 1}):
+        assert DensePerceptron(theirs).predict(features)[0] == theirs.predict(features)[0]
 
 
 @pytest.mark.usefixtures("nltk_data")

@@ -268,6 +268,13 @@ def test_the_whole_words_of_a_vocabulary(model_of, tiny_bert):
         assert "ogs" not in words
 
 
+@pytest.mark.parametrize("mark", ["\u0120{}", "\u2581{}", "{}</w>"])
+def test_a_piece_without_the_mark_of_a_word_is_a_part_of_one(tiny_bert, monkeypatch, mark):
+    plm = LanguageModel(tiny_bert)
+    monkeypatch.setattr(plm.tokenizer, "get_vocab", lambda: {mark.format("dog"): 0, "cat": 1}, raising=False)
+    assert plm.whole_words() == ["dog"]
+
+
 NUMBERS = {"dog": [0.5, -1.25, 3], "red": [1e-3, 2, 0], "New York": [1, 2, 3]}
 
 

@@ -24,7 +24,6 @@ def nearest(vectors: np.ndarray, queries: Sequence[int], among: Sequence[int], k
     for start in range(0, len(asked), _BLOCK):
         block = asked[start : start + _BLOCK]
         cosines = directions[block] @ directions[there].T
-        cosines[block[:, None] == there[None, :]] = -np.inf
         candidates = np.argpartition(-cosines, min(k + _MORE, len(there)) - 1, axis=1)[:, : k + _MORE]
         candidates.sort(axis=1)
         exact = (directions[block][:, None, :] * directions[there[candidates]]).sum(-1).round(12)

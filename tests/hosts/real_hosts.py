@@ -1,0 +1,333 @@
+"""One host's own code, in a process of its own: ``python real_hosts.py HOST what result.pt`` in the host's root.
+
+``what`` is ``stock``: build the host's model under a fixed seed, run it forward and one step of its own loss backward,
+and save every weight, gradient and output; or ``vqct``: build it by ``quantizer_config``, train it by the host's own
+losses and optimizers, save, load and decode it as the host does, and check all of that. Sizes are as small as the
+host's code takes. The quantizer's config comes from the environment variable ``CONFIG``, a YAML file.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import types
+
+import torch
+
+sys.path.insert(0, os.getcwd())
+if os.path.isdir("taming") and not os.path.exists("taming/__init__.py"):
+    # a namespace package, which an installed wheel of the same name would go before
+    sys.modules["taming"] = types.ModuleType("taming")
+    sys.modules["taming"].__path__ = [os.path.join(os.getcwd(), "taming")]
+DDCONFIG = {
+    "double_z": False, "z_channels": 32, "resolution": 32, "in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
+    "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
+}  # fmt: skip
+N_EMBED, EMBED_DIM = 40, 16
+
+
+def images(number=2, size=32):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(number, 3, size, size, generator=generator) * 2 - 1
+
+
+def config():
+    return os.environ.get("CONFIG")
+
+
+class Taming:
+    """Both checkouts of taming-transformers, and latent-diffusion: two optimizers, a loss with optimizer_idx."""
+
+    module, loss = "taming.models.vqgan", "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+    extra = {}
+    stock_steps = 2
+
+    def build(self, quantizer_config):
+        import importlib
+
+        from vqct_plugin.hosts._taming_imports import import_taming, removed_names_lent
+
+        import_taming()
+        with removed_names_lent():
+            model = importlib.import_module(self.module).VQModel
+        given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
+        loss = {"target": self.loss, "params": {"disc_start": 100, "disc_num_layers": 1, **self.extra}}
+        return model(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given)
+
+    def steps(self, model, number):
+        x, losses = images(), []
+        parameters = [
+            parameter
+            for part in ("encoder", "decoder", "quantize", "quant_conv", "post_quant_conv")
+            for parameter in getattr(model, part).parameters()
+        ]
+        optimizers = [torch.optim.Adam(p, lr=1e-3) for p in (parameters, model.loss.discriminator.parameters())]
+        for step in range(number):
+            for index, optimizer in enumerate(optimizers):
+                loss = self.loss_of(model, x, index, step)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        return losses
+
+    def loss_of(self, model, x, index, step):
+        reconstruction, codebook_loss = model(x)
+        return model.loss(codebook_loss, x, reconstruction, index, step, last_layer=model.get_last_layer())[0]
+
+    def reconstruction(self, model, x):
+        return model.decode(model.encode(x)[0])
+
+    def decoded(self, model, x):
+        """The reconstruction, and what the host's decode_code makes of its indices."""
+        quantized, _, (_, _, indices) = model.encode(x)
+        return model.decode(quantized), model.decode_code(indices.view(len(x), -1))
+
+
+class LatentDiffusion(Taming):
+    module, loss = "ldm.models.autoencoder", "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
+    extra = {"n_classes": N_EMBED, "perceptual_loss": "lpips"}
+    stock_steps = 0  # the host's own loss ends in a NameError
+
+    def loss_of(self, model, x, index, step):
+        reconstruction, codebook_loss, indices = model(x, return_pred_indices=True)
+        return model.loss(
+            codebook_loss, x, reconstruction, index, step, last_layer=model.get_last_layer(), predicted_indices=indices
+        )[0]
+
+
+class SeedVoken(Taming):
+    """IBQ's class: its own quantizer is replaced, its EMA knows ours."""
+
+    def build(self, quantizer_config, **options):
+        from src.IBQ.models.ibqgan import IBQ
+
+        given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
+        loss = {
+            "target": "src.IBQ.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+            "params": {"disc_start": 100, "disc_num_layers": 1, "gen_loss_weight": 0.1, "lecam_loss_weight": 0.05},
+        }
+        options = {"use_entropy_loss": quantizer_config is None, "use_ema": True, **options}
+        return IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **options)
+
+    def steps(self, model, number):
+        losses = super().steps(model, number)
+        model.model_ema(model)  # a KeyError, did it not know every parameter
+        with model.ema_scope():
+            pass
+        return losses
+
+
+class SimVQ(Taming):
+    def build(self, quantizer_config):
+        from taming.models.vq import VQModel
+
+        stock = {"target": "taming.modules.vqvae.quantize.SimVQ"}
+        quantizer = {**(plain_config(quantizer_config) if quantizer_config else stock)}
+        quantizer["params"] = {"n_e": N_EMBED, "e_dim": 32, "beta": 0.25, "legacy": False, **quantizer.get("params", {})}
+        loss = {
+            "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+            "params": {"disc_start": 100, "gen_loss_weight": 0.1, "commit_weight": 1.0},
+        }
+        ddconfig = {k: v for k, v in DDCONFIG.items() if k not in ("attn_resolutions", "dropout")}
+        model = VQModel({**ddconfig, "z_channels": 32}, loss, quantizer, use_ema=True)
+        model.quant_conv = model.post_quant_conv = torch.nn.Identity()
+        model.on_train_epoch_start()
+        return model
+
+    def loss_of(self, model, x, index, step):
+        reconstruction, codebook_loss, breakdown = model(x)
+        return model.loss(codebook_loss, breakdown, x, reconstruction, index, step, last_layer=model.get_last_layer())[0]
+
+    def decoded(self, model, x):
+        quantized, _, indices, _ = model.encode(x)
+        b, c, h, w = quantized.shape
+        return model.decode(quantized), model.decode(model.quantize.get_codebook_entry(indices, (b, h, w, c)))
+
+
+class LlamaGen:
+    stock_steps = 2
+    reconstruction = Taming.reconstruction
+
+    def build(self, quantizer_config):
+        from tokenizer.tokenizer_image.vq_loss import VQLoss
+        from tokenizer.tokenizer_image.vq_model import ModelArgs, VQModel
+
+        given = {"quantizer_config": quantizer_config}
+        if quantizer_config is None:
+            given = {"codebook_show_usage": False}  # which writes in place into an nn.Parameter, an error on a CPU
+        model = VQModel(
+            ModelArgs(
+                codebook_size=N_EMBED, codebook_embed_dim=EMBED_DIM, encoder_ch_mult=[1, 1], decoder_ch_mult=[1, 1],
+                z_channels=32, **given,
+            )
+        )  # fmt: skip
+        self.loss = VQLoss(disc_start=100, disc_num_layers=1, image_size=32, disc_adaptive_weight=True)
+        return model
+
+    def steps(self, model, number):
+        x, losses = images(), []
+        logger = types.SimpleNamespace(info=print)
+        optimizers = [torch.optim.Adam(p, lr=1e-3) for p in (model.parameters(), self.loss.discriminator.parameters())]
+        for step in range(number):
+            for index, optimizer in enumerate(optimizers):
+                reconstruction, codebook_loss = model(x)
+                loss = self.loss(
+                    codebook_loss, x, reconstruction, index, step, last_layer=model.decoder.last_layer, logger=logger
+                )
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        return losses
+
+    def decoded(self, model, x):
+        quantized, _, (_, _, indices) = model.encode(x)
+        return model.decode(quantized), model.decode_code(indices, quantized.shape)
+
+
+class VqganLc:
+    stock_steps = 2
+    reconstruction = Taming.reconstruction
+
+    def build(self, quantizer_config):
+        from models.models_vq import VQModel
+
+        args = argparse.Namespace(
+            stage=1, embed_dim=EMBED_DIM, rate_p=1.0, rate_q=1.0, rate_d=0.1, disc_start=100, quantizer_type="org",
+            tuning_codebook=-1, n_vision_words=N_EMBED, use_cblinear=0,
+        )  # fmt: skip
+        given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
+        model = VQModel(args=args, ddconfig=DDCONFIG, embed_dim=EMBED_DIM, **given)
+        self.args = args
+        return model
+
+    def steps(self, model, number):
+        # the lists of training_vqgan.py, which read tok_embeddings.parameters()
+        parts = ("encoder", "decoder", "tok_embeddings", "quant_conv", "post_quant_conv")
+        parameters = [parameter for part in parts for parameter in getattr(model, part).parameters()]
+        optimizers = [torch.optim.Adam(p, lr=1e-3) for p in (parameters, model.discriminator.parameters())]
+        losses = []
+        for step in range(1, number + 1):
+            for index, optimizer in enumerate(optimizers):
+                loss, _, _, _, _, labels, _ = model(images(), None, step, step=index)
+                torch.nn.functional.one_hot(labels.view(-1), num_classes=self.args.n_vision_words)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(float(loss.detach()))
+        return losses
+
+    def decoded(self, model, x):
+        quantized, _, (_, _, indices) = model.encode(x)
+        if model.tok_embeddings.tokens_per_position == 1:  # as models_gpt.py's z_to_image
+            b, c, h, w = quantized.shape
+            rows = torch.nn.functional.embedding(indices.view(b, -1), model.tok_embeddings.weight)
+            return model.decode(quantized), model.decode(rows.reshape(b, h, w, c).permute(0, 3, 1, 2))
+        b, c, h, w = quantized.shape
+        entry = model.tok_embeddings.get_codebook_entry(indices, (b, h, w, c))
+        return model.decode(quantized), model.decode(entry)
+
+
+class CvqVae:
+    stock_steps = 2
+
+    def reconstruction(self, model, x):
+        return model(x)[0]
+
+    def build(self, quantizer_config):
+        from modules import Model
+
+        given = {} if quantizer_config is None else {"quantizer_config": quantizer_config}
+        return Model(3, 32, 1, 8, N_EMBED, EMBED_DIM, 0.25, "l2", "closest", False, False, **given)
+
+    def steps(self, model, number):
+        x, optimizer, losses = images(), torch.optim.Adam(model.parameters(), lr=1e-3), []
+        for _ in range(number):
+            reconstruction, loss_vq, perplexity, encodings = model(x)
+            loss = torch.nn.functional.mse_loss(reconstruction, x) + loss_vq
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert perplexity.item() >= 1
+            assert torch.all(encodings.sum(1) == 1)
+            assert encodings.shape[1] == len(model._vq_vae.embedding.weight.data) == N_EMBED
+            losses.append(float(loss.detach()))
+        return losses
+
+    def decoded(self, model, x):
+        z = model._pre_vq_conv(model._encoder(x))
+        quantized, _, (_, encodings, _) = model._vq_vae(z)
+        indices = encodings.argmax(dim=1).view(len(x), -1)  # as test.py reads them
+        b, c, h, w = quantized.shape
+        return model._decoder(quantized), model._decoder(model._vq_vae.get_codebook_entry(indices, (b, h, w, c)))
+
+
+HOSTS = {
+    "taming-transformers": Taming,
+    "taming-transformers-rom1504": Taming,
+    "latent-diffusion": LatentDiffusion,
+    "SEED-Voken": SeedVoken,
+    "LlamaGen": LlamaGen,
+    "VQGAN-LC": VqganLc,
+    "CVQ-VAE": CvqVae,
+    "SimVQ": SimVQ,
+}
+
+
+def plain_config(path):
+    import yaml
+
+    with open(path) as file:
+        return yaml.safe_load(file)
+
+
+def stock(host):
+    """Everything that one forward, two steps and the trained weights give; the same bits, patched or not."""
+    torch.manual_seed(0)
+    model = host.build(None)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    losses = host.steps(model, host.stock_steps)
+    after = model.state_dict()
+    model.eval()
+    with torch.no_grad():
+        output = host.reconstruction(model, images())
+    return {"before": before, "losses": losses, "after": after, "output": output}
+
+
+def vqct(host):
+    torch.manual_seed(0)
+    model = host.build(config())
+    name = next(name for name, module in model.named_modules() if hasattr(module, "transfer"))
+    quantizer = dict(model.named_modules())[name]
+    before = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    with contextlib.redirect_stdout(sys.stderr):
+        losses = host.steps(model, 8)
+    assert all(map(torch.isfinite, map(torch.tensor, losses)))
+    after = quantizer.state_dict()
+    learned = [key for key, _ in quantizer.named_parameters()]
+    assert learned
+    assert all((before[key] != after[key]).any() for key in learned), "not every weight of the transfer is trained"
+    model.eval()
+    x = images()
+    with torch.no_grad():
+        reconstruction, decoded = host.decoded(model, x)
+    torch.testing.assert_close(decoded, reconstruction, rtol=1e-4, atol=1e-5)
+    torch.manual_seed(1)
+    again = host.build(config())
+    again.load_state_dict(model.state_dict(), strict=False)
+    again.eval()
+    with torch.no_grad():
+        assert torch.equal(host.decoded(again, x)[0], reconstruction), "a loaded checkpoint reconstructs otherwise"
+    return {"losses": losses, "n_e": quantizer.n_e, "tokens": quantizer.tokens_per_position}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    host_name, what, result = sys.argv[1:]
+    with contextlib.redirect_stdout(sys.stderr):
+        found = {"stock": stock, "vqct": vqct}[what](HOSTS[host_name]())
+    torch.save(found, result)
+    if what == "vqct":
+        first, last = found["losses"][0], found["losses"][-2 if len(found["losses"]) == 16 else -1]
+        print(f"{host_name}: {found['n_e']} codes, {found['tokens']} token(s), loss {first:.4f} -> {last:.4f}")

@@ -1,0 +1,125 @@
+"""The patches on the real checkouts: ``VQCT_HOSTS`` names a folder that holds them, each under its patch's name.
+
+CI has no checkouts of the hosts; a recorded run of this file is in ``patches/README.md``, with its commands.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+pytest.importorskip("yaml")
+
+from tests.conftest import ROOT
+from vqct_plugin.hosts.patching import PatchError, hosts, patch_host
+
+CHECKOUTS = os.environ.get("VQCT_HOSTS")
+SCRIPT = Path(__file__).with_name("real_hosts.py")
+NAMES = [host.name for host in hosts()]
+TARGETS = {
+    "LlamaGen": "vqct_plugin.hosts.adapters.LlamaGenQuantizer",
+    "VQGAN-LC": "vqct_plugin.hosts.adapters.VQGANLCQuantizer",
+    "CVQ-VAE": "vqct_plugin.hosts.adapters.CVQQuantizer",
+    "SimVQ": "vqct_plugin.hosts.adapters.SimVQQuantizer",
+}
+HEADS = ("taming/modules/autoencoder/lpips", "src/IBQ/modules/autoencoder/lpips", "tokenizer/tokenizer_image/cache")
+
+pytestmark = pytest.mark.skipif(CHECKOUTS is None, reason="VQCT_HOSTS names no folder of the hosts' checkouts")
+
+
+@pytest.fixture(scope="session")
+def torch_home(tmp_path_factory):
+    """VGG16 of random numbers, which the hosts' LPIPS takes from here instead of downloading the trained one."""
+    import torchvision
+
+    home = tmp_path_factory.mktemp("torch_home")
+    (home / "hub" / "checkpoints").mkdir(parents=True)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.vgg16().state_dict(), home / "hub" / "checkpoints" / "vgg16-397923af.pth")
+    return home
+
+
+@pytest.fixture
+def checkout(request, tmp_path):
+    """A copy of the host's checkout, with files for LPIPS where it looks for them."""
+    source = Path(CHECKOUTS) / request.param
+    if not source.is_dir():
+        pytest.skip(f"there is no {source}")
+    copy = tmp_path / request.param
+    shutil.copytree(source, copy, symlinks=True, ignore=shutil.ignore_patterns(".git"))
+    return copy
+
+
+def files_of(folder):
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()}
+
+
+def run(checkout, what, torch_home, config=None):
+    root = checkout / "vqgan-gpt-lc" if checkout.name == "VQGAN-LC" else checkout
+    heads = [root / folder for folder in HEADS if (root / folder.split("/")[0] / folder.split("/")[1]).is_dir()]
+    for folder in [*heads, *[root / "models"] * (checkout.name == "VQGAN-LC")]:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save({}, folder / "vgg.pth")
+    result = checkout.parent / "result.pt"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "TORCH_HOME": str(torch_home), "OMP_NUM_THREADS": "1"}
+    if config is not None:
+        (checkout.parent / "quantizer.yaml").write_text(json.dumps(config))
+        environment["CONFIG"] = str(checkout.parent / "quantizer.yaml")
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), checkout.name, what, str(result)],
+        cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout, end="")
+    return torch.load(result, weights_only=True)
+
+
+def same(ours, theirs):
+    if isinstance(ours, dict):
+        return list(ours) == list(theirs) and all(same(ours[key], theirs[key]) for key in ours)
+    return torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+
+
+@pytest.mark.parametrize("checkout", NAMES, indirect=True)
+def test_a_patch_goes_in_and_out_to_the_last_byte(checkout):
+    before = files_of(checkout)
+    result = patch_host(checkout)
+    after = files_of(checkout)
+    assert sorted(str(f.relative_to(checkout)) for f in after if after[f] != before[f]) == sorted(result.files)
+    with pytest.raises(PatchError, match="patched already"):
+        patch_host(checkout)
+    patch_host(checkout, revert=True)
+    assert files_of(checkout) == before
+
+
+@pytest.mark.parametrize("checkout", NAMES, indirect=True)
+def test_git_itself_applies_the_patch(checkout):
+    host = next(host for host in hosts() if host.name == checkout.name)
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
+    subprocess.run(["git", "apply", str(host.patch)], cwd=checkout, env=environment, check=True)
+    with pytest.raises(PatchError, match="patched already"):
+        patch_host(checkout)
+
+
+@pytest.mark.parametrize("checkout", NAMES, indirect=True)
+def test_without_quantizer_config_the_host_is_bitwise_what_it_was(checkout, torch_home):
+    before = run(checkout, "stock", torch_home)
+    patch_host(checkout)
+    assert same(before, run(checkout, "stock", torch_home))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+@pytest.mark.parametrize("checkout", [*NAMES, "SimVQ"], indirect=True)
+def test_the_host_trains_saves_loads_and_decodes_with_vqct(checkout, torch_home, tokens):
+    if checkout.name != "SimVQ":
+        patch_host(checkout)
+    params = {1: {"parts_of_speech": "joint"}, 2: {}, 3: {"topk": 2}}[tokens]
+    config = {"target": TARGETS.get(checkout.name, "vqct_plugin.Quantizer"), "params": params}
+    assert run(checkout, "vqct", torch_home, config)["tokens"] == tokens
