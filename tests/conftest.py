@@ -58,3 +58,8 @@ def prior() -> CodebookPrior:
 def heed_interrupts():
     """For Popen's ``preexec_fn``: a job in a shell's background hands it on to its children that Ctrl-C is ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def assert_close(ours, theirs, rtol=1e-5, atol=1e-6):
+    """``torch.testing.assert_close``, which torch 1.7 does not have."""
+    np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=rtol, atol=atol)

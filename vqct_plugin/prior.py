@@ -190,9 +190,7 @@ class CodebookPrior:
         ends = np.concatenate([self.edges[1][self.edges[0] == here], self.edges[0][self.edges[1] == here]])
         counts = np.concatenate([self.edge_count[self.edges[0] == here], self.edge_count[self.edges[1] == here]])
         order = sorted(range(len(ends)), key=lambda i: (-counts[i], ends[i]))
-        return [
-            Neighbour(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order
-        ]
+        return [Neighbour(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order]
 
     def select(
         self, n_e: Union[int, Mapping[str, int]], parts_of_speech: Optional[Sequence[str]] = None

@@ -369,9 +369,7 @@ class CodebookTransferQuantizer(nn.Module):
         if unknown_index == "extra":
             self.unknown_index = self.re_embed
             self.re_embed += 1
-        elif unknown_index != "random" and not (
-            isinstance(unknown_index, int) and 0 <= unknown_index < self.re_embed
-        ):
+        elif unknown_index != "random" and not (isinstance(unknown_index, int) and 0 <= unknown_index < self.re_embed):
             raise ValueError(
                 f"unknown_index is {unknown_index!r}; expected 'random', 'extra', or an integer in [0, {self.re_embed})"
             )

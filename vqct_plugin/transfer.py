@@ -52,9 +52,7 @@ class GraphTransfer(Transfer):
     offsets: Tensor
     weights: Tensor
 
-    def __init__(
-        self, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count"
-    ) -> None:
+    def __init__(self, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count") -> None:
         super().__init__()
         if edge_weight not in EDGE_WEIGHTS:
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")

@@ -11,11 +11,12 @@ import contextlib
 import os
 import sys
 import types
+from types import MappingProxyType
 
 import torch
 
 sys.path.insert(0, os.getcwd())
-if os.path.isdir("taming") and not os.path.exists("taming/__init__.py"):
+if os.path.isdir("taming/models") and not os.path.exists("taming/__init__.py"):
     # a namespace package, which an installed wheel of the same name would go before
     sys.modules["taming"] = types.ModuleType("taming")
     sys.modules["taming"].__path__ = [os.path.join(os.getcwd(), "taming")]
@@ -39,7 +40,7 @@ class Taming:
     """Both checkouts of taming-transformers, and latent-diffusion: two optimizers, a loss with optimizer_idx."""
 
     module, loss = "taming.models.vqgan", "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
-    extra = {}
+    extra = MappingProxyType({})
     stock_steps = 2
 
     def build(self, quantizer_config):
@@ -86,7 +87,7 @@ class Taming:
 
 class LatentDiffusion(Taming):
     module, loss = "ldm.models.autoencoder", "ldm.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"
-    extra = {"n_classes": N_EMBED, "perceptual_loss": "lpips"}
+    extra = MappingProxyType({"n_classes": N_EMBED, "perceptual_loss": "lpips"})
     stock_steps = 0  # the host's own loss ends in a NameError
 
     def loss_of(self, model, x, index, step):
@@ -94,6 +95,35 @@ class LatentDiffusion(Taming):
         return model.loss(
             codebook_loss, x, reconstruction, index, step, last_layer=model.get_last_layer(), predicted_indices=indices
         )[0]
+
+
+class LatentDiffusionUnpatched(LatentDiffusion):
+    """``vqct_plugin.hosts.latent_diffusion`` on the untouched checkout, with the host's EMA."""
+
+    def build(self, quantizer_config):
+        from vqct_plugin.hosts.latent_diffusion import VQModel, VQModelInterface
+
+        loss = {"target": self.loss, "params": {"disc_start": 100, "disc_num_layers": 1, **self.extra}}
+        options = plain_config(quantizer_config)["params"]
+        given = {"ddconfig": DDCONFIG, "lossconfig": loss, "n_embed": N_EMBED, "embed_dim": EMBED_DIM, **options}
+        self.interface = VQModelInterface(**given)
+        return VQModel(**given, use_ema=True)
+
+    def steps(self, model, number):
+        losses = super().steps(model, number)
+        model.model_ema(model)
+        with model.ema_scope():
+            pass
+        self.interface.load_state_dict(model.state_dict(), strict=False)
+        model.eval(), self.interface.eval()
+        x = images()
+        assert torch.equal(self.interface.decode(self.interface.encode(x)), model(x)[0])
+        entry = self.interface.quantize.get_codebook_entry  # as ddpm.py calls it, without a shape
+        indices = model.encode(x)[2][2].view(len(x), -1, 16, 16)
+        indices = indices[:, 0] if indices.shape[1] == 1 else indices
+        assert torch.equal(entry(indices, shape=None).permute(0, 3, 1, 2), model.encode(x)[0])
+        model.train()
+        return losses
 
 
 class SeedVoken(Taming):
@@ -124,7 +154,8 @@ class SimVQ(Taming):
 
         stock = {"target": "taming.modules.vqvae.quantize.SimVQ"}
         quantizer = {**(plain_config(quantizer_config) if quantizer_config else stock)}
-        quantizer["params"] = {"n_e": N_EMBED, "e_dim": 32, "beta": 0.25, "legacy": False, **quantizer.get("params", {})}
+        params = {"n_e": N_EMBED, "e_dim": 32, "beta": 0.25, "legacy": False}
+        quantizer["params"] = {**params, **quantizer.get("params", {})}
         loss = {
             "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
             "params": {"disc_start": 100, "gen_loss_weight": 0.1, "commit_weight": 1.0},
@@ -137,7 +168,8 @@ class SimVQ(Taming):
 
     def loss_of(self, model, x, index, step):
         reconstruction, codebook_loss, breakdown = model(x)
-        return model.loss(codebook_loss, breakdown, x, reconstruction, index, step, last_layer=model.get_last_layer())[0]
+        last_layer = model.get_last_layer()
+        return model.loss(codebook_loss, breakdown, x, reconstruction, index, step, last_layer=last_layer)[0]
 
     def decoded(self, model, x):
         quantized, _, indices, _ = model.encode(x)
@@ -267,6 +299,7 @@ HOSTS = {
     "taming-transformers": Taming,
     "taming-transformers-rom1504": Taming,
     "latent-diffusion": LatentDiffusion,
+    "latent-diffusion-unpatched": LatentDiffusionUnpatched,
     "SEED-Voken": SeedVoken,
     "LlamaGen": LlamaGen,
     "VQGAN-LC": VqganLc,

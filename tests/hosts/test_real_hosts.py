@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("yaml")
 
-from tests.conftest import ROOT
-from vqct_plugin.hosts.patching import PatchError, hosts, patch_host
+from tests.conftest import ROOT  # noqa: E402
+from vqct_plugin.hosts.patching import PatchError, hosts, patch_host  # noqa: E402
 
 CHECKOUTS = os.environ.get("VQCT_HOSTS")
 SCRIPT = Path(__file__).with_name("real_hosts.py")
@@ -60,10 +60,12 @@ def files_of(folder):
     return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file() and not file.is_symlink()}
 
 
-def run(checkout, what, torch_home, config=None):
+def run(checkout, what, torch_home, config=None, route=""):
     root = checkout / "vqgan-gpt-lc" if checkout.name == "VQGAN-LC" else checkout
     heads = [root / folder for folder in HEADS if (root / folder.split("/")[0] / folder.split("/")[1]).is_dir()]
-    for folder in [*heads, *[root / "models"] * (checkout.name == "VQGAN-LC")]:
+    heads += [root / "models"] * (checkout.name == "VQGAN-LC")
+    heads += [root / HEADS[0]] * (checkout.name == "latent-diffusion")  # which takes taming's loss
+    for folder in heads:
         folder.mkdir(parents=True, exist_ok=True)
         torch.save({}, folder / "vgg.pth")
     result = checkout.parent / "result.pt"
@@ -73,8 +75,8 @@ def run(checkout, what, torch_home, config=None):
         (checkout.parent / "quantizer.yaml").write_text(json.dumps(config))
         environment["CONFIG"] = str(checkout.parent / "quantizer.yaml")
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), checkout.name, what, str(result)],
-        cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, str(SCRIPT), checkout.name + route, what, str(result)],
+        cwd=root, env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     print(done.stdout, end="")
@@ -123,3 +125,10 @@ def test_the_host_trains_saves_loads_and_decodes_with_vqct(checkout, torch_home,
     params = {1: {"parts_of_speech": "joint"}, 2: {}, 3: {"topk": 2}}[tokens]
     config = {"target": TARGETS.get(checkout.name, "vqct_plugin.Quantizer"), "params": params}
     assert run(checkout, "vqct", torch_home, config)["tokens"] == tokens
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3])
+@pytest.mark.parametrize("checkout", ["latent-diffusion"], indirect=True)
+def test_the_untouched_latent_diffusion_trains_with_our_model(checkout, torch_home, tokens):
+    params = {1: {"parts_of_speech": "joint"}, 2: {}, 3: {"topk": 2}}[tokens]
+    assert run(checkout, "vqct", torch_home, {"params": params}, "-unpatched")["tokens"] == tokens

@@ -67,9 +67,7 @@ def evaluate(model: Any, batches: Iterable[Dict[str, Any]], device: Optional[tor
         model.train(was_training)
     if not psnr:
         raise ValueError("there is no batch to evaluate; the data set is empty")
-    return Evaluation(
-        _mean(psnr), _mean(ssim), usage.compute(), usage.total_counts(), usage.part_of_speech, len(psnr)
-    )
+    return Evaluation(_mean(psnr), _mean(ssim), usage.compute(), usage.total_counts(), usage.part_of_speech, len(psnr))
 
 
 def _unit(x: Tensor) -> Tensor:

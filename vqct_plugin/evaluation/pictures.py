@@ -12,9 +12,7 @@ from vqct_plugin.evaluation.metrics import Evaluation
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 
 
-def comparison(
-    originals: Tensor, reconstructions: Mapping[str, Tensor], evaluations: Mapping[str, Evaluation]
-) -> Any:
+def comparison(originals: Tensor, reconstructions: Mapping[str, Tensor], evaluations: Mapping[str, Evaluation]) -> Any:
     """Originals, each model's reconstructions below them, and at the bottom the use of each model's codebook.
 
     Args:

@@ -40,6 +40,7 @@ class Adapted:
 
     host: type
     trainer: Any
+    _gives_indices = False  # whether the host's forward takes return_pred_indices, as latent-diffusion's does
     _pass: Optional[int] = None  # the optimizer whose pass is running
     _logged: Optional[Set[str]] = None  # names logged in the step that is running
 
@@ -71,8 +72,9 @@ class Adapted:
         load_into(self, path, ignore_keys)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        # GumbelVQ's validation asks for indices that no forward of taming's has ever returned
-        kwargs.pop("return_pred_indices", None)
+        if not self._gives_indices:
+            # GumbelVQ's validation asks for indices that no forward of taming's has ever returned
+            kwargs.pop("return_pred_indices", None)
         if not self.reuse_forward or self._pass is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         if self._pass > 0 and self._outputs:
@@ -310,7 +312,8 @@ def for_installed_lightning(cls: Any) -> Any:
         two = "optimizer_idx" in cls.training_step.__code__.co_varnames[: cls.training_step.__code__.co_argcount]
         by_hand = lightning_version() >= (1, 6)
         base = (TwoOptimizersByHand if by_hand else TwoOptimizersByLightning) if two else OneOptimizer
-        members = {"host": cls, "__module__": cls.__module__, "__doc__": cls.__doc__}
+        gives_indices = "return_pred_indices" in cls.forward.__code__.co_varnames
+        members = {"host": cls, "_gives_indices": gives_indices, "__module__": cls.__module__, "__doc__": cls.__doc__}
         _ADAPTED[cls] = type(cls.__name__, (base, cls), members)
     return _ADAPTED[cls]
 

@@ -1,30 +1,29 @@
-"""taming-transformers' VQModel with a transferred codebook: ``model.target: vqct_plugin.VQModel``, and nothing else.
+"""taming-transformers' models with a transferred codebook: ``model.target: vqct_plugin.VQModel``, and nothing else.
 
 Works on the untouched wheel ``taming-transformers-rom1504`` and on a checkout of CompVis/taming-transformers, on
 today's Lightning and on the 1.0.8 that they were written for.
 """
 
-import difflib
-import inspect
 from typing import Any, Mapping, Sequence, Union
 
+from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts._checkpoint import CheckpointError
-from vqct_plugin.hosts._lightning import ADAPTER_OPTIONS, for_installed_lightning
+from vqct_plugin.hosts._lightning import for_installed_lightning
 from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.hosts._transferred import install, options_of, parameters_of, sorted_options, total
 from vqct_plugin.hosts.quantizer_config import plain
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
-__all__ = ["VQModel", "for_installed_lightning", "CheckpointError"]
+__all__ = ["VQModel", "VQSegmentationModel", "GumbelVQ", "for_installed_lightning", "CheckpointError"]
 
-_QUANTIZER_OPTIONS = [
-    name
-    for name in inspect.signature(CodebookTransferQuantizer.__init__).parameters
-    if name not in ("self", "n_e", "e_dim", "remap", "sane_index_shape")  # those the host's own arguments give
-]
-_Host: Any = for_installed_lightning(import_taming().VQModel)
+_QUANTIZER_OPTIONS = options_of(CodebookTransferQuantizer, ("remap", "sane_index_shape"))
+_GUMBEL_OPTIONS = options_of(GumbelTransferQuantizer, ("kl_weight", "temp_init"))
+_HostVQModel: Any = for_installed_lightning(import_taming().VQModel)
+_HostVQSegmentationModel: Any = for_installed_lightning(import_taming().VQSegmentationModel)
+_HostGumbelVQ: Any = for_installed_lightning(import_taming().GumbelVQ)
 
 
-class VQModel(_Host):
+class VQModel(_HostVQModel):
     """taming's VQModel with its quantizer replaced by :class:`vqct_plugin.CodebookTransferQuantizer`.
 
     Encoder, decoder and loss are the host's, and under the same seed start from the same weights as the host's.
@@ -58,18 +57,14 @@ class VQModel(_Host):
         sane_index_shape: bool = False,
         **options: Any,
     ) -> None:
-        options = {name: plain(value) for name, value in options.items()}
-        quantizer_options = {name: options.pop(name) for name in _QUANTIZER_OPTIONS if name in options}
-        unknown = sorted(set(options) - set(ADAPTER_OPTIONS))
-        if unknown:
-            raise TypeError(_unknown_keyword(unknown[0]))
+        quantizer_options, options = sorted_options(type(self), options, _QUANTIZER_OPTIONS, parameters_of(VQModel))
         n_embed = plain(n_embed)
         # The host builds its own codebook first, as large as it would have: the random numbers that this takes are
         # why the convolutions after it start from the host's weights.
         super().__init__(
             ddconfig=ddconfig,
             lossconfig=lossconfig,
-            n_embed=sum(n_embed.values()) if isinstance(n_embed, Mapping) else n_embed,
+            n_embed=total(n_embed),
             embed_dim=embed_dim,
             ckpt_path=None,
             image_key=image_key,
@@ -77,18 +72,103 @@ class VQModel(_Host):
             monitor=monitor,
             **options,
         )
-        self.quantize = CodebookTransferQuantizer(
-            n_embed, embed_dim, remap=remap, sane_index_shape=sane_index_shape, **{"beta": 0.25, **quantizer_options}
-        )
-        # DDP would send these from the first process to all others at every step
-        self._ddp_params_and_buffers_to_ignore = [f"quantize.{name}" for name in self.quantize.constant_buffers()]
+        quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
+        install(self, CodebookTransferQuantizer(n_embed, embed_dim, **quantizer_options))
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
 
-def _unknown_keyword(name: str) -> str:
-    known = [p for p in inspect.signature(VQModel.__init__).parameters if p not in ("self", "options")]
-    known += [*_QUANTIZER_OPTIONS, *ADAPTER_OPTIONS]
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"; close to it: {', '.join(close)}" if close else f"; it takes {', '.join(known)}"
-    return f"vqct_plugin.VQModel takes no argument {name!r}{hint}"
+class VQSegmentationModel(_HostVQSegmentationModel):
+    """taming's VQSegmentationModel, the VQGAN of label maps for stage 2's conditioning, with a transferred codebook.
+
+    Args:
+        n_labels: how many labels a map has; the image channels of ``ddconfig``.
+        All others are those of :class:`VQModel`. Stage 2 of taming wants ``sane_index_shape: true`` of it.
+    """
+
+    def __init__(
+        self,
+        n_labels: int,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        n_embed: Union[int, Mapping[str, int]],
+        embed_dim: int,
+        ckpt_path: Any = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        colorize_nlabels: Any = None,
+        monitor: Any = None,
+        remap: Any = None,
+        sane_index_shape: bool = False,
+        **options: Any,
+    ) -> None:
+        known = parameters_of(VQSegmentationModel)
+        quantizer_options, options = sorted_options(type(self), options, _QUANTIZER_OPTIONS, known)
+        n_embed = plain(n_embed)
+        super().__init__(
+            n_labels,
+            ddconfig=ddconfig,
+            lossconfig=lossconfig,
+            n_embed=total(n_embed),
+            embed_dim=embed_dim,
+            ckpt_path=None,
+            image_key=image_key,
+            colorize_nlabels=colorize_nlabels,
+            monitor=monitor,
+            **options,
+        )
+        quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
+        install(self, CodebookTransferQuantizer(n_embed, embed_dim, **quantizer_options))
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
+
+
+class GumbelVQ(_HostGumbelVQ):
+    """taming's GumbelVQ with :class:`vqct_plugin.gumbel.GumbelTransferQuantizer`: a categorical head for each part.
+
+    Args:
+        temperature_scheduler_config: ``{target, params}`` of the temperature as a function of the step, as in taming
+            (``taming.lr_scheduler.LambdaWarmUpCosineScheduler``).
+        kl_weight: the weight of the KL divergence of each head to the uniform distribution.
+        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: as of
+            :class:`VQModel`.
+        options: the other arguments of :class:`GumbelTransferQuantizer` and of :func:`for_installed_lightning`.
+    """
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        n_embed: Union[int, Mapping[str, int]],
+        embed_dim: int,
+        temperature_scheduler_config: Mapping[str, Any],
+        ckpt_path: Any = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        colorize_nlabels: Any = None,
+        monitor: Any = None,
+        kl_weight: float = 1e-8,
+        **options: Any,
+    ) -> None:
+        quantizer_options, options = sorted_options(type(self), options, _GUMBEL_OPTIONS, parameters_of(GumbelVQ))
+        n_embed = plain(n_embed)
+        super().__init__(
+            ddconfig=ddconfig,
+            lossconfig=lossconfig,
+            n_embed=total(n_embed),
+            embed_dim=embed_dim,
+            temperature_scheduler_config=temperature_scheduler_config,
+            ckpt_path=None,
+            image_key=image_key,
+            colorize_nlabels=colorize_nlabels,
+            monitor=monitor,
+            kl_weight=kl_weight,
+            **options,
+        )
+        install(self, GumbelTransferQuantizer(n_embed, embed_dim, kl_weight=kl_weight, **quantizer_options))
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
+
+    def decode_code(self, code_b: Any) -> Any:
+        """The image of a code, as :meth:`VQModel.decode_code` (the host's GumbelVQ has none)."""
+        return self.decode(self.quantize.embed_code(code_b))

@@ -1,0 +1,193 @@
+"""``vqct-patch`` on a copy of the installed wheel; on the other hosts' real checkouts in test_real_hosts.py."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytorch_lightning", reason="the hosts are LightningModules")
+taming = pytest.importorskip("taming", reason="taming-transformers is not installed")
+
+from tests.conftest import ROOT, make_prior  # noqa: E402
+from vqct_plugin.commands.patch import main  # noqa: E402
+from vqct_plugin.hosts.patching import PATCHES, PatchError, hosts, patch_host  # noqa: E402
+
+FILE = "taming/models/vqgan.py"
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """A folder with a copy of the installed wheel in it."""
+    source = Path(next(iter(taming.__path__)))
+    if not (source / "main.py").is_file():
+        pytest.skip("taming is a checkout, not the wheel")
+    folder = tmp_path / "site-packages"
+    shutil.copytree(source, folder / "taming", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def files_of(folder):
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_in_and_out_leaves_every_byte(wheel, inside):
+    before = files_of(wheel)
+    path = wheel / "taming" if inside else wheel
+    result = patch_host(path)
+    after = files_of(wheel)
+    assert [file for file in after if after[file] != before[file]] == [wheel / FILE]
+    assert result.host.name == "taming-transformers-rom1504"
+    assert "+                 quantizer_config=None," in result.diff
+    assert patch_host(path, revert=True).files == [FILE]
+    assert files_of(wheel) == before
+
+
+def test_inside_another_repository_the_folder_is_still_the_root(wheel, monkeypatch):
+    """git apply would take the paths as the outer repository's, and skip them all without a word."""
+    subprocess.run(["git", "init", "-q", str(wheel.parent)], check=True)
+    monkeypatch.setenv("GIT_DIR", str(wheel.parent / ".git"))
+    before = (wheel / FILE).read_bytes()
+    patch_host(wheel)
+    assert (wheel / FILE).read_bytes() != before
+
+
+def test_windows_line_ends_are_kept(wheel):
+    file = wheel / FILE
+    with_crlf = file.read_bytes().replace(b"\n", b"\r\n")
+    file.write_bytes(with_crlf)
+    patch_host(wheel)
+    patched = file.read_bytes()
+    assert patched.count(b"\n") == patched.count(b"\r\n") == with_crlf.count(b"\n") + 5
+    patch_host(wheel, revert=True)
+    assert file.read_bytes() == with_crlf
+
+
+def test_a_dry_run_changes_nothing(wheel, capsys):
+    before = files_of(wheel)
+    assert main([str(wheel), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "would be patched, 1 file(s)" in told
+    assert "+            self.quantize = build_quantizer(" in told
+    assert files_of(wheel) == before
+
+
+def refused(folder, sentence, capsys, *flags):
+    before = files_of(folder)
+    assert main([str(folder), *flags]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("vqct-patch: ")
+    assert sentence in told.err
+    assert files_of(folder) == before
+
+
+def test_twice_and_back_twice_are_refused(wheel, capsys):
+    refused(wheel, "is not patched", capsys, "--revert")
+    patch_host(wheel)
+    refused(wheel, "is patched already; --revert takes it back", capsys)
+
+
+@pytest.mark.parametrize("flags", [[], ["--revert"]])
+def test_a_file_changed_by_its_owner_is_refused(wheel, capsys, flags):
+    if flags:
+        patch_host(wheel)
+    with (wheel / FILE).open("a") as file:
+        file.write("# mine\n")
+    refused(wheel, f"{FILE} is neither as in the commit nor as patched", capsys, *flags)
+
+
+def test_an_unknown_folder_is_refused(tmp_path, capsys):
+    (tmp_path / "some.py").write_text("")
+    refused(tmp_path, "is no host that has a patch", capsys)
+    with pytest.raises(PatchError, match="is not a folder"):
+        patch_host(tmp_path / "none")
+
+
+def test_simvq_is_told_that_it_needs_none(tmp_path, capsys):
+    (tmp_path / "taming" / "models").mkdir(parents=True)
+    (tmp_path / "taming" / "models" / "vq.py").write_text("quantconfig")
+    refused(tmp_path, "it needs no patch", capsys)
+
+
+def test_without_git_it_says_so(wheel, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(wheel))
+    refused(wheel, "git is not installed", capsys)
+
+
+def test_a_file_missing_among_several_is_named(wheel, monkeypatch, tmp_path, capsys):
+    """With a patch of two files, one of which is not there; and nothing is half done."""
+    copied = tmp_path / "patches"
+    shutil.copytree(PATCHES, copied)
+    manifest = json.loads((copied / "hosts.json").read_text())
+    manifest["taming-transformers-rom1504"]["files"]["taming/none.py"] = ["0", "1"]
+    (copied / "hosts.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
+    refused(wheel, "taming/none.py is not there", capsys)
+
+
+def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_path):
+    copied = tmp_path / "patches"
+    shutil.copytree(PATCHES, copied)
+    patch = copied / "taming-transformers-rom1504" / "quantizer.patch"
+    patch.write_text(patch.read_text().replace("beta=0.25", "beta=0.26"))
+    monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
+    before = files_of(wheel)
+    with pytest.raises(PatchError, match="every file was put back"):
+        patch_host(wheel)
+    assert files_of(wheel) == before
+
+
+def test_every_patch_is_of_the_files_its_host_lists_and_pins_a_commit():
+    assert len(hosts()) == 7
+    for host in hosts():
+        text = host.patch.read_text()
+        assert [line[6:] for line in text.splitlines() if line.startswith("+++ b/")] == list(host.files)
+        assert len(host.commit) == 40
+        readme = (PATCHES / "README.md").read_text()
+        assert f"{host.repository}` at `{host.commit[:7]}" in readme
+        assert "build_quantizer(" in text
+
+
+SCRIPT = """
+import sys, torch
+from vqct_plugin.hosts._taming_imports import import_taming
+VQModel = import_taming().VQModel
+assert import_taming().__file__.startswith(sys.argv[1]), import_taming().__file__
+from tests.hosts.toy import params
+torch.manual_seed(0)
+stock = VQModel(**params())
+torch.save(stock.state_dict(), sys.argv[2])
+if len(sys.argv) > 3:
+    config = {"target": "vqct_plugin.Quantizer", "params": {"prior": sys.argv[3]}}
+    torch.manual_seed(0)
+    ours = VQModel(**params(), quantizer_config=config)
+    assert type(ours.quantize).__name__ == "CodebookTransferQuantizer"
+    assert ours.quantize.n_e == 40 and ours.quantize.e_dim == 16
+    for key, value in stock.state_dict().items():
+        assert key.startswith("quantize.") or torch.equal(value, ours.state_dict()[key]), key
+    image, loss = ours(torch.randn(1, 3, 16, 16))
+    loss.backward()
+"""
+
+
+def test_a_patched_wheel_takes_the_config_and_is_itself_without_it(wheel, tmp_path):
+    torch = pytest.importorskip("torch")
+    make_prior().save(tmp_path / "prior.safetensors")
+
+    def state(*arguments):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(wheel), str(ROOT)])}
+        command = [sys.executable, "-c", SCRIPT, str(wheel), str(tmp_path / "state.pt"), *arguments]
+        done = subprocess.run(command, env=environment, cwd=str(tmp_path), stderr=subprocess.PIPE)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        return torch.load(str(tmp_path / "state.pt"))
+
+    before = state()
+    patch_host(wheel)
+    after = state(str(tmp_path / "prior.safetensors"))
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
