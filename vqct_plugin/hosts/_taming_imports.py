@@ -53,17 +53,19 @@ def import_taming(module: str = "taming.models.vqgan") -> Any:
 
 @contextmanager
 def removed_names_lent() -> Iterator[None]:
-    """While this is open, taming-transformers can be imported: three modules stand in where the real ones are gone.
+    """While this is open, taming-transformers can be imported: what is gone is there.
 
     - ``pytorch_lightning.utilities.distributed.rank_zero_only``: the wheel's ``taming/main.py`` imports it; the name
       went in Lightning 1.8 and the module in 2.0. It lives on as ``pytorch_lightning.utilities.rank_zero_only``.
     - ``torch._six.string_classes``: a checkout's ``taming/data/utils.py`` imports it; gone in torch 2.0. It was
       ``(str, bytes)`` on Python 3.
+    - ``transformers.top_k_top_p_filtering``: stage 2's ``mingpt.py`` imports it; gone in transformers 5, and nothing
+      else of that package is used.
     - ``main``: a checkout's models import ``instantiate_from_config`` from it. It stands in where the checkout's own
       ``main.py`` is not what ``import main`` would find: the checkout came onto the path without it, or the user's
       program has a ``main`` of its own, which is neither run nor replaced.
     """
-    with _lent_rank_zero_only(), _lent_string_classes(), _lent_main():
+    with _lent_rank_zero_only(), _lent_string_classes(), _lent_main(), _lent_filtering():
         yield
 
 
@@ -108,6 +110,30 @@ def _lent_main() -> Iterator[None]:
         return
     with _in_sys_modules("main", instantiate_from_config=_instantiate_from_config):
         yield
+
+
+@contextmanager
+def _lent_filtering() -> Iterator[None]:
+    from vqct_plugin.hosts._filtering import top_k_top_p_filtering
+
+    name = "top_k_top_p_filtering"
+    module = sys.modules.get("transformers")
+    if module is None and importlib.util.find_spec("transformers") is None:
+        with _in_sys_modules("transformers", **{name: top_k_top_p_filtering}):
+            yield
+        return
+    if "taming.modules.transformer.mingpt" in sys.modules:
+        yield
+        return
+    module = importlib.import_module("transformers")
+    if hasattr(module, name):
+        yield
+        return
+    setattr(module, name, top_k_top_p_filtering)
+    try:
+        yield
+    finally:
+        delattr(module, name)
 
 
 @contextmanager

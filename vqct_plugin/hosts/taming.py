@@ -4,7 +4,7 @@ Works on the untouched wheel ``taming-transformers-rom1504`` and on a checkout o
 today's Lightning and on the 1.0.8 that they were written for.
 """
 
-from typing import Any, Mapping, Sequence, Union
+from typing import TYPE_CHECKING, Any, Mapping, Sequence, Union
 
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts._checkpoint import CheckpointError
@@ -14,7 +14,17 @@ from vqct_plugin.hosts._transferred import install, options_of, parameters_of, s
 from vqct_plugin.hosts.quantizer_config import plain
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
-__all__ = ["VQModel", "VQSegmentationModel", "GumbelVQ", "for_installed_lightning", "CheckpointError"]
+if TYPE_CHECKING:
+    from vqct_plugin.hosts._stage_2 import Net2NetTransformer
+
+__all__ = [
+    "VQModel",
+    "VQSegmentationModel",
+    "GumbelVQ",
+    "Net2NetTransformer",
+    "for_installed_lightning",
+    "CheckpointError",
+]
 
 _QUANTIZER_OPTIONS = options_of(CodebookTransferQuantizer, ("remap", "sane_index_shape"))
 _GUMBEL_OPTIONS = options_of(GumbelTransferQuantizer, ("kl_weight", "temp_init"))
@@ -172,3 +182,11 @@ class GumbelVQ(_HostGumbelVQ):
     def decode_code(self, code_b: Any) -> Any:
         """The image of a code, as :meth:`VQModel.decode_code` (the host's GumbelVQ has none)."""
         return self.decode(self.quantize.embed_code(code_b))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Net2NetTransformer":  # taming's stage 2 imports transformers: seconds that a first stage need not wait
+        from vqct_plugin.hosts._stage_2 import Net2NetTransformer
+
+        return Net2NetTransformer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

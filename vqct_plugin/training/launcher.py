@@ -201,9 +201,14 @@ def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optiona
     return Path(given)
 
 
+def build_model(config: Any) -> Any:
+    """The model of a config, adapted to the installed Lightning; raises ConfigError."""
+    return _model(config, {})
+
+
 def _model(config: Any, options: Dict[str, Any]) -> Any:
     cls = find(config.model.target, "model")
-    if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith("taming."):
+    if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith(("taming.", "ldm.")):
         cls = for_installed_lightning(cls)
     by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
     # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
@@ -211,7 +216,12 @@ def _model(config: Any, options: Dict[str, Any]) -> Any:
     params = dict(plain(config.model.get("params")) or {})
     params.update({key: options.pop(key) for key in names if by_hand and key in options})
     try:
-        return instantiate({"target": config.model.target, "params": params}, "model", cls)
+        model = instantiate({"target": config.model.target, "params": params}, "model", cls)
+        if hasattr(model, "first_stage_model") and hasattr(model, "permuter"):
+            from vqct_plugin.hosts._stage_2 import check_permuter
+
+            check_permuter(model)
+        return model
     except ConfigError:
         raise
     except Exception as error:
@@ -257,6 +267,17 @@ def _data(config: Any) -> Any:
     except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
     return data
+
+
+def validation_set(config: Any) -> Any:
+    """The validation data set of a config, without the training set; raises ConfigError or DataError."""
+    description = (config.data.get("params") or {}).get("validation")
+    if description is None:
+        raise ConfigError("the config has no data.params.validation")
+    try:
+        return instantiate(description, "data.params.validation")
+    except (OSError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
 
 
 def _callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:

@@ -1,0 +1,105 @@
+"""``vqct-sample``: images from a stage-2 checkpoint."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, List, Optional
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags, one for each argument of ``load_run`` and ``draw_samples``."""
+    parser = argparse.ArgumentParser(
+        prog="vqct-sample",
+        description="Draw images from a stage 2, taming's Net2NetTransformer or vqct_plugin's, on any first stage.",
+        epilog="key=value arguments after the run are merged into its config, as with vqct-train.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint in one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's config")
+    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the run's own")
+    parser.add_argument("-o", "--outdir", default="samples", metavar="DIR", help="a new or empty folder (samples)")
+    parser.add_argument("-n", "--number", type=int, default=16, help="images; of each class or condition (16)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images drawn at once (8)")
+    parser.add_argument("--size", metavar="HxW", help="of the images in pixels (the first stage's resolution)")
+    parser.add_argument("-t", "--temperature", type=float, default=1.0, help="of the logits (1.0)")
+    parser.add_argument("-k", "--top_k", type=int, help="draw among the k likeliest codes (all)")
+    parser.add_argument("-p", "--top_p", type=float, help="draw among the likeliest codes of this probability (1.0)")
+    parser.add_argument("-s", "--seed", type=int, default=23, help="of the random numbers (23)")
+    parser.add_argument("-c", "--classes", metavar="0,1,2", help="for a class-conditional model")
+    parser.add_argument(
+        "--conditions", type=int, metavar="N", help="for a model conditioned on pictures: the first N validation items"
+    )
+    parser.add_argument("--no_grid", action="store_true", help="single files only")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
+    options = make_parser().parse_intermixed_args(argv)
+    try:
+        import torch
+
+        from vqct_plugin.evaluation.samples import draw_samples
+        from vqct_plugin.training.loading import load_run
+    except ImportError as error:
+        print(f"vqct-sample: {error}; install what it needs with: pip install 'vqct-plugin[train]'", file=sys.stderr)
+        return 1
+    try:
+        trained = load_run(options.run, options.base, options.overrides)
+        model = trained.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if not hasattr(model, "first_stage_model"):
+            raise ValueError(f"{trained.checkpoint} is a {type(model).__name__}, a first stage; expected a stage 2")
+        samples = draw_samples(
+            model,
+            options.outdir,
+            options.number,
+            batch_size=options.batch_size,
+            size=_size(options.size),
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=options.seed,
+            classes=_classes(options.classes),
+            conditions=_conditions(trained.config, options.conditions),
+            grid=not options.no_grid,
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"vqct-sample: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(samples.files)} images in {Path(options.outdir)}, tokens drawn in {samples.seconds:.1f} s")
+    if samples.grid is not None:
+        print(f"together: {samples.grid}")
+    return 0
+
+
+def _size(text: Optional[str]) -> Optional[List[int]]:
+    if text is None:
+        return None
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise ValueError(f"--size is {text!r}; expected height and width in pixels, such as 256x256") from None
+    return [height, width]
+
+
+def _classes(text: Optional[str]) -> List[int]:
+    try:
+        return [int(part) for part in (text or "").split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"--classes is {text!r}; expected numbers with commas, such as 0,1,2") from None
+
+
+def _conditions(config: Any, number: Optional[int]) -> Optional[List[Any]]:
+    if number is None:
+        return None
+    from vqct_plugin.training.config import DataError
+    from vqct_plugin.training.launcher import validation_set
+
+    items = validation_set(config)
+    if number < 1 or number > len(items):
+        raise DataError(f"--conditions is {number}; expected 1 to {len(items)}, the validation items")
+    return [items[i] for i in range(number)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
