@@ -28,15 +28,6 @@ def test_files_are_merged_from_left_to_right_and_overrides_last(file, tmp_path):
     assert config.model.params.embed_dim == 16
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "configs_taming").glob("*.yaml")))
-def test_the_configs_of_this_project_load_and_name_what_exists(name):
-    pytest.importorskip("taming")
-    config = load([ROOT / "configs_taming" / name])
-    find(config.model.target, "model")
-    find(config.model.params.lossconfig.target, "model.params.lossconfig")
-    find(config.data.target, "data")
-
-
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [

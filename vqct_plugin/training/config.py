@@ -63,7 +63,19 @@ def load(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()) -> An
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"the configs cannot be merged: {error}") from error
     _check_keys(config)
+    missing = _missing(OmegaConf.to_container(config), "")
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} have to be given (??? in the config), on the command line as KEY=VALUE"
+        )
     return config
+
+
+def _missing(value: Any, key: str) -> List[str]:
+    """The keys, with dots, whose value is OmegaConf's ``???``."""
+    if isinstance(value, Mapping):
+        return [found for name, item in value.items() for found in _missing(item, f"{key}.{name}".lstrip("."))]
+    return [key] if value == "???" else []
 
 
 def _check_keys(config: Any) -> None:

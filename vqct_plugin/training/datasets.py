@@ -26,6 +26,7 @@ class Images(Dataset):
         size: the side of the square, in pixels.
         random_crop: a crop anywhere instead of the middle; for training.
         flip: left to right half the time; for training.
+        root: where a list file's relative paths are looked up, if not beside it.
 
     An item is what taming's data sets give: ``image`` (size, size, 3) float32 in [-1, 1], and ``file_path_``.
 
@@ -33,46 +34,160 @@ class Images(Dataset):
         DataError: no such folder or file, or no image in it; when an item is asked for, an image that cannot be read.
     """
 
-    def __init__(self, path: Union[str, Path], size: int, random_crop: bool = False, flip: bool = False) -> None:
-        if not isinstance(size, int) or size < 1:
-            raise DataError(f"size is {size!r}; expected the side of the square in pixels, an integer of 1 or more")
+    def __init__(
+        self,
+        path: Union[str, Path],
+        size: int,
+        random_crop: bool = False,
+        flip: bool = False,
+        root: Union[str, Path, None] = None,
+    ) -> None:
         path = Path(path)
+        self._set_up(size, random_crop, flip)
         if path.is_dir():
             self.paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not self.paths:
                 raise DataError(f"there is no image in {path} or the folders in it; looked for {', '.join(SUFFIXES)}")
         elif path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            self.paths = [path.parent / line.strip() for line in lines if line.strip()]
+            folder = path.parent if root is None else Path(root)
+            self.paths = [folder / line.strip() for line in lines if line.strip()]
             if not self.paths:
                 raise DataError(f"{path} names no image; expected one path a line")
         else:
             raise DataError(f"there is no folder or list file {path}")
+
+    def _set_up(self, size: int, random_crop: bool, flip: bool) -> None:
+        if not isinstance(size, int) or size < 1:
+            raise DataError(f"size is {size!r}; expected the side of the square in pixels, an integer of 1 or more")
         self.size, self.random_crop, self.flip = size, random_crop, flip
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
+        (pixels,) = self._cropped([_opened(self.paths[index], "RGB")])
+        return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
+
+    def _cropped(self, pictures: List[Any]) -> List[np.ndarray]:
+        """The same square of each of some pictures of the same scene; label maps are not interpolated."""
         from PIL import Image
 
-        try:
-            with Image.open(self.paths[index]) as file:
-                image = file.convert("RGB")
-        except FileNotFoundError:
-            raise DataError(f"there is no image {self.paths[index]}") from None
-        except Exception as error:  # PIL's decoders raise of every kind
-            raise DataError(f"the image {self.paths[index]} cannot be read: {error}") from error
-        scale = self.size / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
+        scale = self.size / min(pictures[0].size)
+        width, height = (max(self.size, round(side * scale)) for side in pictures[0].size)
         left, top = (width - self.size) // 2, (height - self.size) // 2
         if self.random_crop:  # Python's generator, which the data module seeds for each item
             left, top = random.randint(0, width - self.size), random.randint(0, height - self.size)
-        pixels = np.asarray(image.crop((left, top, left + self.size, top + self.size)))
-        if self.flip and random.random() < 0.5:
-            pixels = pixels[:, ::-1]
-        return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
+        flip = self.flip and random.random() < 0.5
+        squares = []
+        for picture in pictures:
+            how = Image.Resampling.LANCZOS if picture.mode == "RGB" else Image.Resampling.NEAREST
+            square = picture.resize((width, height), how).crop((left, top, left + self.size, top + self.size))
+            pixels = np.asarray(square)
+            squares.append(pixels[:, ::-1] if flip else pixels)
+        return squares
+
+
+class LabelledImages(Images):
+    """Images with a label map each, for stage 2's conditioning on segmentations (ADE20K, CelebAMask-HQ).
+
+    Args:
+        path: a folder of images, or a list file, as of :class:`Images`.
+        labels: the folder of label maps: for ``a/b.jpg`` in the folder of images its ``a/b.png``, one channel, the
+            label of each pixel.
+        n_labels: how many labels there are; maps hold 0 to n_labels - 1.
+        size, random_crop, flip, root: as of :class:`Images`; image and map are cropped and flipped alike.
+
+    An item is that of :class:`Images`, with ``segmentation`` (size, size, n_labels) float32, one-hot.
+    """
+
+    def __init__(
+        self,
+        path: Union[str, Path],
+        labels: Union[str, Path],
+        n_labels: int,
+        size: int,
+        random_crop: bool = False,
+        flip: bool = False,
+        root: Union[str, Path, None] = None,
+    ) -> None:
+        super().__init__(path, size, random_crop, flip, root)
+        if not isinstance(n_labels, int) or n_labels < 2:
+            raise DataError(f"n_labels is {n_labels!r}; expected an integer of 2 or more")
+        self.n_labels = n_labels
+        if not Path(labels).is_dir():
+            raise DataError(f"there is no folder of label maps {labels}")
+        base = Path(path) if Path(path).is_dir() else Path(path).parent if root is None else Path(root)
+        self.maps = [Path(labels) / file.relative_to(base).with_suffix(".png") for file in self.paths]
+
+    def __getitem__(self, index: int) -> Dict[str, Any]:
+        image, labels = _opened(self.paths[index], "RGB"), _opened(self.maps[index], None)
+        if labels.size != image.size:
+            raise DataError(
+                f"{self.maps[index]} is {labels.size}, and its image {image.size} pixels; expected the same"
+            )
+        pixels, labels = self._cropped([image, labels])
+        if labels.ndim != 2:
+            raise DataError(f"{self.maps[index]} has {labels.shape[-1]} channels; expected one, the labels")
+        if labels.max() >= self.n_labels:
+            raise DataError(f"{self.maps[index]} has the label {labels.max()}; expected 0 to {self.n_labels - 1}")
+        return {
+            "image": (pixels / 127.5 - 1).astype(np.float32),
+            "segmentation": np.eye(self.n_labels, dtype=np.float32)[labels],
+            "file_path_": str(self.paths[index]),
+        }
+
+
+class CUB(Images):
+    """Caltech-UCSD Birds 200 as its owners publish it, by their own split.
+
+    Args:
+        path: the folder ``CUB_200_2011``, with ``images.txt``, ``train_test_split.txt`` and ``images/``.
+        split: ``"train"`` or ``"test"``, by the owners' file: 5,994 and 5,794 images.
+        size, random_crop, flip: as of :class:`Images`.
+
+    Raises:
+        DataError: a file of these is missing, or the two disagree.
+    """
+
+    def __init__(
+        self, path: Union[str, Path], split: str, size: int, random_crop: bool = False, flip: bool = False
+    ) -> None:
+        if split not in ("train", "test"):
+            raise DataError(f"split is {split!r}; expected 'train' or 'test'")
+        self._set_up(size, random_crop, flip)
+        names, splits = (_numbered(Path(path) / name) for name in ("images.txt", "train_test_split.txt"))
+        if set(names) != set(splits):
+            raise DataError(f"images.txt and train_test_split.txt in {path} number other images; expected the same")
+        wanted = "1" if split == "train" else "0"
+        self.paths = [Path(path) / "images" / name for number, name in names.items() if splits[number] == wanted]
+        if not self.paths:
+            raise DataError(f"train_test_split.txt in {path} has no image for {split}")
+
+
+def _numbered(file: Path) -> Dict[str, str]:
+    """The lines of a file ``number value``."""
+    try:
+        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}; expected CUB_200_2011 as published") from error
+    wrong = next((line for line in lines if len(line) != 2), None)
+    if wrong is not None:
+        raise DataError(f"{file} has the line {' '.join(wrong)!r}; expected a number and a value")
+    return dict(lines)
+
+
+def _opened(path: Path, mode: Optional[str]) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            file.load()
+            return file.convert(mode) if mode else file.copy()
+    except FileNotFoundError:
+        raise DataError(f"there is no image {path}") from None
+    except Exception as error:  # PIL's decoders raise of every kind
+        raise DataError(f"the image {path} cannot be read: {error}") from error
 
 
 class DataModuleFromConfig(LightningDataModule):

@@ -215,6 +215,8 @@ def _model(config: Any, options: Dict[str, Any]) -> Any:
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     params = dict(plain(config.model.get("params")) or {})
     params.update({key: options.pop(key) for key in names if by_hand and key in options})
+    # null for an argument that the target does not have: a file laid over another takes it back
+    params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}
     try:
         model = instantiate({"target": config.model.target, "params": params}, "model", cls)
         if hasattr(model, "first_stage_model") and hasattr(model, "permuter"):
@@ -232,6 +234,14 @@ def _model(config: Any, options: Dict[str, Any]) -> Any:
         if isinstance(error, (TypeError, ValueError, KeyError, OSError, AssertionError)):
             raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
         raise
+
+
+def _takes(cls: Any, name: str) -> bool:
+    parameters = inspect.signature(cls).parameters if isinstance(cls, type) else {}
+    if name in parameters or not parameters:
+        return True
+    host = getattr(cls, "host", None)  # a class made by for_installed_lightning, whose own arguments are any
+    return host is None or name in inspect.signature(host).parameters
 
 
 def _is_offline(error: Optional[BaseException]) -> bool:
