@@ -6,7 +6,6 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("omegaconf")
 import yaml
 
-from tests.conftest import ROOT
 from tests.training.tiny import config as tiny
 from vqct_plugin.training.config import ConfigError, find, instantiate, load
 
