@@ -4,8 +4,11 @@ import difflib
 import inspect
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
+import torch
+
 from vqct_plugin.hosts._lightning import ADAPTER_OPTIONS
 from vqct_plugin.hosts.quantizer_config import plain
+from vqct_plugin.transfer import TableTransfer
 
 
 def options_of(quantizer: type, given_by_host: Sequence[str]) -> List[str]:
@@ -48,8 +51,19 @@ def total(n_embed: Any) -> Any:
     return sum(n_embed.values()) if isinstance(n_embed, Mapping) else n_embed
 
 
-def install(model: Any, quantizer: Any) -> None:
-    """Put a quantizer in the place of the host's."""
-    model.quantize = quantizer
+def install(model: Any, quantizer: type, *args: Any, **options: Any) -> None:
+    """Build a quantizer and put it in the place of the host's.
+
+    Nothing else is to differ from the host: the random numbers that it takes are given back, so that a run of the same
+    seed sees the same batches; and where it is the host's own kind, one learned table, it starts from the host's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        built: Any = quantizer(*args, **options)
+    theirs = getattr(getattr(model.quantize, "embedding", None), "weight", None)
+    if isinstance(built.transfer, TableTransfer) and theirs is not None:
+        ours = next(built.transfer.parameters())
+        if ours.shape == theirs.shape:
+            ours.data.copy_(theirs.data)
+    model.quantize = built
     # DDP would send these from the first process to all others at every step
-    model._ddp_params_and_buffers_to_ignore = [f"quantize.{name}" for name in quantizer.constant_buffers()]
+    model._ddp_params_and_buffers_to_ignore = [f"quantize.{name}" for name in built.constant_buffers()]

@@ -130,9 +130,8 @@ def _init(host: Any, model: Any, given: Mapping[str, Any]) -> None:
         **adapter_options,
     )
     named = {name: given[name] for name in ("remap", "sane_index_shape")}
-    install(
-        model, CodebookTransferQuantizer(n_embed, given["embed_dim"], **{"beta": 0.25, **quantizer_options, **named})
-    )
+    quantizer_options = {"beta": 0.25, **quantizer_options, **named}
+    install(model, CodebookTransferQuantizer, n_embed, given["embed_dim"], **quantizer_options)
     if given["use_ema"]:  # only now, so that it averages the transfer's weights
         model.use_ema = True
         model.model_ema = _ldm.LitEma(model)

@@ -42,7 +42,10 @@ def build_quantizer(config: Config, **host: Any) -> Any:
     params = config.get("params") or {}
     if not isinstance(params, Mapping):
         raise ValueError(f"params of {where} is {params!r}; expected a mapping from arguments to values")
-    return _class(config["target"], where)(**{**host, **params})
+    import torch
+
+    with torch.random.fork_rng(devices=[]):  # what the host draws after it, it draws as without it
+        return _class(config["target"], where)(**{**host, **params})
 
 
 def plain(value: Any) -> Any:

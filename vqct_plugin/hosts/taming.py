@@ -83,7 +83,7 @@ class VQModel(_HostVQModel):
             **options,
         )
         quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
-        install(self, CodebookTransferQuantizer(n_embed, embed_dim, **quantizer_options))
+        install(self, CodebookTransferQuantizer, n_embed, embed_dim, **quantizer_options)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
@@ -128,7 +128,7 @@ class VQSegmentationModel(_HostVQSegmentationModel):
             **options,
         )
         quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
-        install(self, CodebookTransferQuantizer(n_embed, embed_dim, **quantizer_options))
+        install(self, CodebookTransferQuantizer, n_embed, embed_dim, **quantizer_options)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
@@ -175,7 +175,7 @@ class GumbelVQ(_HostGumbelVQ):
             kl_weight=kl_weight,
             **options,
         )
-        install(self, GumbelTransferQuantizer(n_embed, embed_dim, kl_weight=kl_weight, **quantizer_options))
+        install(self, GumbelTransferQuantizer, n_embed, embed_dim, kl_weight=kl_weight, **quantizer_options)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
