@@ -120,3 +120,15 @@ def test_remap_refusals(tmp_path):
             CodebookTransferQuantizer(N_E, DIM, remap=str(tmp_path / f"{file}.npy"), **joint)
     with pytest.raises(ValueError, match="expected 'random', 'extra', or an integer"):
         CodebookTransferQuantizer(N_E, DIM, remap=str(tmp_path / "used.npy"), unknown_index="zero", **joint)
+
+
+def test_the_convolution_before_it_gets_the_same_gradient_to_the_last_bit():
+    """A bias's gradient is a sum over positions, whose order goes by the strides of the gradient that comes back."""
+    gradients = []
+    for quantizer in both():
+        torch.manual_seed(5)
+        before, after = torch.nn.Conv2d(8, DIM, 1), torch.nn.Conv2d(DIM, 8, 1)
+        z_q, loss, _ = quantizer(before(torch.randn(2, 8, 16, 16)))
+        (after(z_q).square().mean() + loss).backward()
+        gradients.append([p.grad for module in (before, after, quantizer) for p in module.parameters()])
+    assert all(same_bits(ours, theirs) for ours, theirs in zip(*gradients))

@@ -269,19 +269,21 @@ class CodebookTransferQuantizer(nn.Module):
     def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)`` and ``mean((q - sg(z))^2)``, indices (B*H*W, T)."""
         self._check_input(z)
-        b, _, h, w = z.shape
         codes = self._codes_in_use()
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized, chosen = [], []
-        for s, channels in zip(self.slices, z.chunk(len(self.slices), dim=1)):
-            vectors = at_least_float32(rearrange(channels, "b c h w -> (b h w) c").contiguous())
-            indices = self._nearest(vectors, codes, s)
-            q = _mean_of(codes, indices)
+        # One slice goes without chunk and cat, and all in four dimensions: so the gradient has the strides it has in
+        # VectorQuantizer2, and the convolution before it adds up its bias in the same order, to the last bit.
+        alone = len(self.slices) == 1
+        for s, channels in zip(self.slices, [z] if alone else z.chunk(len(self.slices), dim=1)):
+            vectors = at_least_float32(rearrange(channels, "b c h w -> b h w c").contiguous())
+            indices = self._nearest(vectors.view(-1, vectors.shape[-1]), codes, s)
+            q = _mean_of(codes, indices).view(vectors.shape)
             commitment = commitment + torch.mean((q.detach() - vectors) ** 2)
             codebook = codebook + torch.mean((q - vectors.detach()) ** 2)
-            quantized.append(rearrange(self._straight_through(vectors, q), "(b h w) c -> b c h w", b=b, h=h, w=w))
+            quantized.append(rearrange(self._straight_through(vectors, q), "b h w c -> b c h w"))
             chosen.append(indices)
-        z_q = torch.cat(quantized, dim=1).to(z.dtype).contiguous()
+        z_q = (quantized[0] if alone else torch.cat(quantized, dim=1)).to(z.dtype).contiguous()
         return z_q, commitment, codebook, torch.cat(chosen, dim=1)
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:

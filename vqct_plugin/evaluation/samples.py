@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin.hosts.sampling import sample_tokens
+from vqct_plugin.hosts.sampling import check_request, sample_tokens
 
 
 class SampleError(ValueError):
@@ -69,6 +69,7 @@ def draw_samples(
         raise SampleError(f"{number} images in batches of {batch_size}; expected 1 or more of each")
     wanted = list(_conditionings(model, number, classes, conditions))
     height, width = _map_size(model, size)
+    check_request(model, wanted[0].shape[1], height * width, temperature, top_k, top_p)
     images: List[np.ndarray] = []
     steps = -(-len(wanted) // batch_size) * _steps(model, height * width)
     seconds = 0.0

@@ -46,12 +46,7 @@ def sample_tokens(
     Returns:
         (B, T, positions), in the order of the model's sequence.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature!r}; expected a positive number")
-    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k is {top_k!r}; expected an integer of 1 or more")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p is {top_p!r}; expected more than 0 and at most 1")
+    check_request(model, c.shape[1], positions, temperature, top_k, top_p)
 
     def pick(logits: Tensor) -> Tensor:
         """(B,) places in the last dimension of logits (B, n)."""
@@ -75,10 +70,34 @@ def sample_tokens(
         return _sample_sequence(model, c, positions, pick, callback)
 
 
+def check_request(
+    model: Any,
+    conditioning: int,
+    positions: int,
+    temperature: float = 1.0,
+    top_k: Optional[int] = None,
+    top_p: Optional[float] = None,
+) -> None:
+    """Refuse what :func:`sample_tokens` cannot draw: raises ValueError. ``conditioning`` is the number of tokens of c."""
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature!r}; expected a positive number")
+    if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+        raise ValueError(f"top_k is {top_k!r}; expected an integer of 1 or more")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p is {top_p!r}; expected more than 0 and at most 1")
+    ours = isinstance(model, Net2NetTransformer)
+    tokens = positions if ours else positions * len(tokens_of(model.first_stage_model.quantize))
+    length, block_size = conditioning + tokens - 1, model.transformer.get_block_size()
+    if length > block_size:
+        raise ValueError(
+            f"{conditioning} conditioning tokens and {tokens} to draw make a sequence of {length}, and the "
+            f"transformer's block_size is {block_size}; give the size of the map that it was trained on"
+        )
+
+
 def _sample_positions(
     transformer: Any, c: Tensor, positions: int, pick: Any, callback: Any, start: Optional[Tensor]
 ) -> Tensor:
-    _check_length(transformer.block_size, c.shape[1] + positions - 1, c.shape[1], positions)
     known = 0 if start is None else start.shape[2]
     x = transformer.cond_emb(c)
     drawn: List[Tensor] = []
@@ -103,7 +122,6 @@ def _sample_sequence(model: Any, c: Tensor, positions: int, pick: Any, callback:
     """taming's own transformer: one sequence, all positions of the first token and then of the next."""
     transformer, tokens = model.transformer, tokens_of(model.first_stage_model.quantize)
     length = len(tokens) * positions
-    _check_length(transformer.block_size, c.shape[1] + length - 1, c.shape[1], length)
     cache = CachedBlocks(transformer.blocks, c.shape[0], c.shape[1] + length)
     x, drawn = c, []
     for k in range(length):
@@ -115,14 +133,6 @@ def _sample_sequence(model: Any, c: Tensor, positions: int, pick: Any, callback:
         drawn.append(pick(logits) + token.first)
         x = drawn[-1].unsqueeze(1)
     return torch.stack(drawn, dim=1).reshape(c.shape[0], len(tokens), positions)
-
-
-def _check_length(block_size: int, length: int, conditioning: int, tokens: int) -> None:
-    if length > block_size:
-        raise ValueError(
-            f"{conditioning} conditioning tokens and {tokens} to draw make a sequence of {length}, and the "
-            f"transformer's block_size is {block_size}; give the size of the map that it was trained on"
-        )
 
 
 class CachedBlocks:
