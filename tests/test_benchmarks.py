@@ -104,3 +104,14 @@ def test_the_benchmark_of_building_measures_all_it_says(flickr8k, nltk_data, min
     assert json.loads(output.read_text()) == results
     assert set(module.ratios(results)) == set(module.TARGETS)
     assert "| target | at least | measured | |" in module.report(results)
+
+
+def test_the_benchmark_of_drawing_measures_all_it_says():
+    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("taming")
+    sampling = load("sampling")
+    seconds = sampling.measure(2, side=2, layers=1, width=64, images=1)
+    assert [len(rounds) for rounds in seconds.values()] == [2] * 4
+    table = sampling.report(seconds, 1)
+    assert table.count("times as fast") == 4
+    assert " 1.0 times as fast" in table

@@ -73,6 +73,17 @@ def test_every_call_of_the_prior_commands_is_understood(monkeypatch):
         import_prior.make_parser().parse_args(words)
 
 
+def test_every_call_of_the_other_commands_is_understood():
+    from vqct_plugin.commands import patch, sample
+    from vqct_plugin.hosts.patching import hosts
+
+    patched = {patch.make_parser().parse_args(words).path for words in commands("vqct-patch")}
+    assert patched == {host.name for host in hosts()} - {"taming-transformers-rom1504"}  # whose hunk is the same
+    assert commands("vqct-sample")
+    for words in commands("vqct-sample"):
+        sample.make_parser().parse_intermixed_args(words)
+
+
 def test_every_flag_of_the_prior_command_is_in_the_table_with_its_default():
     from vqct_plugin.commands.build_prior import make_parser
 

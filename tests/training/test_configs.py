@@ -18,7 +18,9 @@ from vqct_plugin.training.launcher import build_model, run
 
 CONFIGS = ROOT / "configs_taming"
 FIRST = sorted(file.name for file in CONFIGS.glob("*_vqct.yaml"))
-SECOND = sorted(file.name for file in CONFIGS.glob("*_transformer.yaml"))
+SECOND = sorted(
+    file.name for kind in ("semantic", "unconditional") for file in CONFIGS.glob(f"*_{kind}_transformer.yaml")
+)
 COND = sorted(file.name for file in CONFIGS.glob("*_cond_stage.yaml"))
 OVER = sorted(file.name for file in (CONFIGS / "over").glob("*.yaml") if "transformer" not in file.name)
 SMALL = {
@@ -229,3 +231,10 @@ def test_what_has_to_be_given_is_asked_for():
         ConfigError, match=r"data.params.train.params.path and data.params.validation.params.path have to"
     ):
         load([CONFIGS / "custom_vqct.yaml"])
+
+
+def test_the_second_stage_of_the_main_job_trains_on_its_first(tree):
+    pytest.importorskip("skimage", reason="the photographs are scikit-image's")
+    overrides = ["model.params.first_stage_config.params.ckpt_path=null", "data.params.batch_size=2"]
+    model = trained(tree, ["photographs_transformer.yaml"], overrides)
+    assert [token.last - token.first for token in model.tokens] == [399, 625]  # as the main job's first stage

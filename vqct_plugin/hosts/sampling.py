@@ -78,7 +78,7 @@ def check_request(
     top_k: Optional[int] = None,
     top_p: Optional[float] = None,
 ) -> None:
-    """Refuse what :func:`sample_tokens` cannot draw: raises ValueError. ``conditioning`` is the number of tokens of c."""
+    """Refuse, by a ValueError, what :func:`sample_tokens` cannot draw; ``conditioning`` is how many tokens c has."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; expected a positive number")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
