@@ -12,7 +12,7 @@ pytest.importorskip("omegaconf")
 from PIL import Image
 
 from vqct_plugin.training.config import ConfigError, DataError
-from vqct_plugin.training.datasets import Batches, DataModuleFromConfig, Images, _Items
+from vqct_plugin.training.datasets import CUB, Batches, DataModuleFromConfig, Images, LabelledImages, _Items
 from vqct_plugin.training.photographs import FILES, Photographs
 
 
@@ -222,3 +222,109 @@ def test_photographs_refuse_what_they_cannot_be():
         Photographs("test")
     with pytest.raises(ValueError, match=r"size is 150; expected 1 to \d+, the shorter side"):
         Photographs("train", 150)
+
+
+def picture(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Images whose red is their label times ten, and the label maps."""
+    rng = np.random.RandomState(0)
+    for i in range(3):
+        blocks = np.kron(rng.randint(0, 5, (6, 8)), np.ones((8, 8)))
+        picture(tmp_path / "labels" / "a" / f"{i}.png", blocks)
+        picture(tmp_path / "images" / "a" / f"{i}.png", np.stack([blocks * 10, blocks * 0, blocks * 0], axis=-1))
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", [{}, {"random_crop": True, "flip": True}])
+def test_an_image_and_its_labels_are_cropped_and_flipped_alike(labelled, how):
+    data = LabelledImages(labelled / "images", labelled / "labels", 5, 48, **how)  # the shorter side: no resizing
+    random.seed(0)
+    seen = set()
+    for _ in range(20):
+        item = data[1]
+        assert item["segmentation"].shape == (48, 48, 5)
+        assert (item["segmentation"].sum(-1) == 1).all()
+        labels = item["segmentation"].argmax(-1)
+        assert np.allclose(np.round((item["image"][..., 0] + 1) * 12.75), labels)
+        seen.add(labels.tobytes())
+    assert len(seen) > 5 if how else len(seen) == 1
+
+
+def test_labels_are_never_mixed_by_resizing(labelled):
+    picture(labelled / "labels" / "a" / "0.png", np.kron([[0, 4], [4, 0]], np.ones((24, 32))))
+    item = LabelledImages(labelled / "images", labelled / "labels", 5, 20)[0]
+    assert set(np.unique(item["segmentation"].argmax(-1))) == {0, 4}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: (f / "labels/a/0.png").unlink(), "there is no image .*labels/a/0.png"),
+        (lambda f: picture(f / "labels/a/0.png", np.zeros((9, 9))), r"is \(9, 9\), and its image \(64, 48\) pixels"),
+        (lambda f: picture(f / "labels/a/0.png", np.full((48, 64), 5)), "has the label 5; expected 0 to 4"),
+        (lambda f: picture(f / "labels/a/0.png", np.zeros((48, 64, 3))), "has 3 channels; expected one"),
+    ],
+)
+def test_label_maps_that_do_not_fit_are_refused(labelled, change, sentence):
+    change(labelled)
+    with pytest.raises(DataError, match=sentence):
+        LabelledImages(labelled / "images", labelled / "labels", 5, 48)[0]
+
+
+def test_label_sets_that_cannot_be_are_refused(labelled):
+    with pytest.raises(DataError, match="there is no folder of label maps"):
+        LabelledImages(labelled / "images", labelled / "none", 5, 48)
+    with pytest.raises(DataError, match="n_labels is 1; expected an integer of 2 or more"):
+        LabelledImages(labelled / "images", labelled / "labels", 1, 48)
+
+
+def test_a_list_file_is_looked_up_in_its_root(labelled):
+    (labelled / "lists").mkdir()
+    (labelled / "lists" / "val.txt").write_text("a/2.png\na/0.png\n")
+    data = Images(labelled / "lists" / "val.txt", 48, root=labelled / "images")
+    assert [path.name for path in data.paths] == ["2.png", "0.png"]
+    assert data[1]["image"].shape == (48, 48, 3)
+    data = LabelledImages(labelled / "lists" / "val.txt", labelled / "labels", 5, 48, root=labelled / "images")
+    assert data[0]["file_path_"].endswith("a/2.png")
+    assert data[0]["segmentation"].shape == (48, 48, 5)
+
+
+@pytest.fixture
+def cub(tmp_path):
+    names = ["001.Wren/a.png", "001.Wren/b.png", "002.Jay/c.png"]
+    for name in names:
+        picture(tmp_path / "images" / name, np.zeros((20, 20, 3)))
+    (tmp_path / "images.txt").write_text("".join(f"{i} {name}\n" for i, name in enumerate(names, 1)))
+    (tmp_path / "train_test_split.txt").write_text("1 1\n2 0\n3 1\n")
+    return tmp_path
+
+
+def test_cub_has_its_owners_split(cub):
+    assert [path.name for path in CUB(cub, "train", 16).paths] == ["a.png", "c.png"]
+    assert [path.name for path in CUB(cub, "test", 16).paths] == ["b.png"]
+    assert CUB(cub, "train", 16, random_crop=True, flip=True)[1]["image"].shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: (f / "images.txt").unlink(), "cannot read .*images.txt"),
+        (lambda f: (f / "train_test_split.txt").write_text("1 1\n2 0\n"), "number other images"),
+        (lambda f: (f / "train_test_split.txt").write_text("1 1\n2 1\n3 1\n"), "has no image for test"),
+        (lambda f: (f / "images.txt").write_text("1 a b\n"), "has the line '1 a b'; expected a number and a value"),
+    ],
+)
+def test_a_cub_that_is_not_as_published_is_refused(cub, change, sentence):
+    change(cub)
+    with pytest.raises(DataError, match=sentence):
+        CUB(cub, "test", 16)
+
+
+def test_cub_has_two_splits(cub):
+    with pytest.raises(DataError, match="split is 'val'; expected 'train' or 'test'"):
+        CUB(cub, "val", 16)

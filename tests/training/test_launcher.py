@@ -351,3 +351,35 @@ def test_an_exception_leaves_a_checkpoint_to_go_on_from(here):
     assert file.name == "interrupted.ckpt"
     done = run(resume=file, overrides=["lightning.callbacks.fail=null"])
     assert done.trainer.global_step == 6
+
+
+def test_a_stage_2_whose_permuter_would_drop_tokens_is_refused(tmp_path):
+    first = tiny()["model"]
+    gpt = {"vocab_size": 64, "block_size": 200, "n_layer": 1, "n_head": 1, "n_embd": 8}
+    whole = tiny()
+    whole["model"] = {
+        "base_learning_rate": 1e-3,
+        "target": "taming.models.cond_transformer.Net2NetTransformer",
+        "params": {
+            "transformer_config": {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt},
+            "first_stage_config": {"target": first["target"], "params": first["params"]},
+            "cond_stage_config": "__is_unconditional__",
+            "permuter_config": {"target": "taming.modules.transformer.permuter.Subsample", "params": {"H": 8, "W": 8}},
+        },
+    }
+    (tmp_path / "second.yaml").write_text(yaml.safe_dump(whole))
+    with pytest.raises(ConfigError, match="would leave out all but the first of a position's 2 tokens"):
+        run([tmp_path / "second.yaml"], logdir=tmp_path / "logs")
+    assert not (tmp_path / "logs").exists()
+
+
+def test_null_takes_an_option_back_that_the_target_does_not_have():
+    from omegaconf import OmegaConf
+
+    from vqct_plugin.training.launcher import build_model
+
+    stock = tiny("taming.models.vqgan.VQModel", topk=None, prior=None)
+    assert type(build_model(OmegaConf.create(stock)).quantize).__name__ == "VectorQuantizer2"
+    assert build_model(OmegaConf.create(tiny(topk=None))).quantize.topk == 1
+    with pytest.raises(ConfigError, match="topk"):
+        build_model(OmegaConf.create(tiny("taming.models.vqgan.VQModel", topk=2)))

@@ -55,7 +55,7 @@ def sample_tokens(
         probabilities = F.softmax(filtered(logits.float() / temperature, top_k, top_p), dim=-1)
         # the first code at which the probabilities so far exceed a random number: one number for a row
         so_far = probabilities.double().cumsum(dim=-1)
-        return (so_far <= uniform(len(logits)) * so_far[:, -1:]).sum(dim=-1)
+        return (so_far <= uniform(len(logits)) * so_far[:, -1:]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
 
     def uniform(rows: int) -> Tensor:
         if isinstance(generator, (list, tuple)):
