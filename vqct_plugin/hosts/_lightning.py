@@ -23,6 +23,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 import torch
 
 from vqct_plugin.hosts._checkpoint import load_into
+from vqct_plugin.hosts._taming_imports import import_taming
 
 ADAPTER_OPTIONS = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "reuse_forward")
 
@@ -308,6 +309,9 @@ def for_installed_lightning(cls: Any) -> Any:
     """
     if issubclass(cls, Adapted):
         return cls
+    if cls.__module__ == "taming.models.cond_transformer":
+        # its constructor imports the transformer that its config names, and transformers 5 lacks what that imports
+        import_taming("taming.modules.transformer.mingpt")
     if cls not in _ADAPTED:
         two = "optimizer_idx" in cls.training_step.__code__.co_varnames[: cls.training_step.__code__.co_argcount]
         by_hand = lightning_version() >= (1, 6)
