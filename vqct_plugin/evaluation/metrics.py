@@ -32,8 +32,12 @@ def usage_of(quantizer: Any) -> CodebookUsage:
     """A counter for a quantizer's codes: per part of speech, or as one part where it has none (a stock one)."""
     if hasattr(quantizer, "part_of_speech"):
         return CodebookUsage(quantizer.part_of_speech, quantizer.parts)
-    n_e = quantizer.n_e if hasattr(quantizer, "n_e") else quantizer.n_embed  # VectorQuantizer2, GumbelQuantize
-    return CodebookUsage(max(int(n_e), int(getattr(quantizer, "re_embed", 0))))
+    return CodebookUsage(max(codes_of(quantizer), int(getattr(quantizer, "re_embed", 0))))
+
+
+def codes_of(quantizer: Any) -> int:
+    """How many codes a quantizer has, stock or ours."""
+    return int(quantizer.n_e if hasattr(quantizer, "n_e") else quantizer.n_embed)  # VectorQuantizer2, GumbelQuantize
 
 
 @torch.no_grad()

@@ -18,13 +18,19 @@ class Trained(NamedTuple):
     checkpoint: Path
 
 
-def load_run(path: Union[str, Path], base: Sequence[Union[str, Path]] = (), overrides: Sequence[str] = ()) -> Trained:
+def load_run(
+    path: Union[str, Path],
+    base: Sequence[Union[str, Path]] = (),
+    overrides: Sequence[str] = (),
+    loss: bool = True,
+) -> Trained:
     """The model of a run.
 
     Args:
         path: a run's folder (its ``checkpoints/last.ckpt``, else the newest there), or a checkpoint.
         base: YAML files; by default those that the run keeps in ``configs/``.
         overrides: ``key=value`` on top of them.
+        loss: False leaves a first stage's loss out, and so what it would download.
 
     Raises:
         ConfigError: no such run, or its config cannot be used.
@@ -35,6 +41,8 @@ def load_run(path: Union[str, Path], base: Sequence[Union[str, Path]] = (), over
     config = load(files, overrides)
     config.pop("lightning", None)
     _without_paths(config.model)
+    if not loss and "lossconfig" in (config.model.get("params") or {}):
+        config.model.params.lossconfig = {"target": "torch.nn.Identity"}
     model = build_model(config)
     missing = sorted(set(_learned(model)) - set(read_state_dict(checkpoint)))
     if missing:

@@ -1,0 +1,244 @@
+"""``vqct-evaluate`` on small trained runs, stock and VQCT."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("pytorch_lightning", minversion="2.0", reason="vqct-train is for Lightning 2")
+pytest.importorskip("taming", reason="taming-transformers is not installed")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("skimage", reason="the photographs are scikit-image's")
+
+import torch
+from PIL import Image
+
+from tests.training.tiny import config
+from vqct_plugin.commands.evaluate import main
+from vqct_plugin.evaluation import runs as evaluation
+from vqct_plugin.evaluation.metrics import evaluate
+from vqct_plugin.evaluation.runs import evaluate_runs
+from vqct_plugin.evaluation.weights import INCEPTION, VGG
+from vqct_plugin.training.launcher import run, validation_set
+from vqct_plugin.training.loading import load_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folders of a stock and a VQCT run of three steps; and no weights of other networks anywhere."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {}
+    for name, target, options in (
+        ("stock", "taming.models.vqgan.VQModel", {}),
+        ("vqct", "vqct_plugin.VQModel", {"topk": 2}),
+    ):
+        whole = config(target, **options)
+        whole["data"]["params"]["validation"]["params"]["size"] = 48
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(whole))
+        trainer = {"max_steps": 3, "limit_val_batches": 1}
+        found[name] = run([folder / f"{name}.yaml"], trainer=trainer, logdir=folder / "logs", test=False).folder
+    return found
+
+
+@pytest.fixture(autouse=True)
+def _no_weights(tmp_path, monkeypatch):
+    monkeypatch.delenv("VQCT_WEIGHTS", raising=False)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"), raising=False)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of 14 real images of several sizes."""
+    from vqct_plugin.training.photographs import FILES, _read
+
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i, name in enumerate(FILES):
+        image = Image.fromarray(_read(name))
+        image.crop((0, 0, 70 + i, 64)).save(folder / f"{i}.png")
+        image.crop((100, 50, 180, 120 + i)).convert("L").save(folder / f"grey{i}.jpg")
+    for i in range(2):
+        (folder / f"{i}.png").unlink()
+    return folder
+
+
+def quick(runs, output, **settings):
+    return evaluate_runs(runs, output, progress=False, **settings)
+
+
+def test_the_figures_are_those_of_the_whole_set_at_once(trained, tmp_path):
+    """Against evaluate() over the same data in one go; whatever the batches, shards and processes."""
+    first = quick(trained.values(), tmp_path / "a")
+    for its, folder in zip(first, trained.values()):
+        model = load_run(folder).model
+        items = validation_set(load_run(folder).config)
+        whole = evaluate(model, torch.utils.data.DataLoader(items, 7))
+        assert its.images == whole.images == len(items)
+        assert its.mean["psnr"] == pytest.approx(whole.psnr, abs=1e-3)
+        assert its.mean["ssim"] == pytest.approx(whole.ssim, abs=1e-4)
+        assert its.usage == whole.usage
+    for i, settings in enumerate(
+        ({"batch_size": 1, "limit": None}, {"shard_size": 50}, {"shard_size": 40, "processes": 2})
+    ):
+        for ours, theirs in zip(first, quick(trained.values(), tmp_path / str(i), **settings)):
+            for name, value in ours.mean.items():
+                assert theirs.mean[name] == pytest.approx(value, rel=1e-5)
+            assert theirs.usage == ours.usage
+
+
+def test_tokens_and_bits(trained, tmp_path):
+    stock, ours = quick(trained.values(), tmp_path / "a", limit=3)
+    assert (stock.tokens, stock.bits) == (24 * 24, 24 * 24 * 6)  # 64 codes
+    adjectives, nouns = (ours.usage[part].codes for part in ("adjective", "noun"))
+    assert ours.tokens == 3 * 24 * 24
+    assert ours.bits == pytest.approx(24 * 24 * (2 * math.log2(adjectives) + math.log2(nouns)))
+    assert stock.images == 3
+
+
+def test_an_evaluation_that_was_stopped_goes_on(trained, tmp_path, monkeypatch):
+    whole = quick([trained["vqct"]], tmp_path / "whole", shard_size=32)[0]
+    measured = []
+    measure = evaluation.measure
+
+    def counted(originals, *rest):
+        measured.append(len(originals))
+        if sum(measured) > 70:
+            raise KeyboardInterrupt
+        return measure(originals, *rest)
+
+    monkeypatch.setattr(evaluation, "measure", counted)
+    with pytest.raises(KeyboardInterrupt):
+        quick([trained["vqct"]], tmp_path / "a", shard_size=32)
+    assert not list((tmp_path / "a").glob("*.*"))
+    monkeypatch.setattr(evaluation, "measure", measure)
+    remade = []
+    monkeypatch.setattr(
+        evaluation, "_save", lambda file, arrays, save=evaluation._save: remade.append(file) or save(file, arrays)
+    )
+    again = quick([trained["vqct"]], tmp_path / "a", shard_size=32)[0]
+    assert len(remade) == -(-whole.images // 32) - 2
+    assert again.mean == whole.mean
+    assert again.usage == whole.usage
+    # and with other settings nothing of it is taken
+    quick([trained["vqct"]], tmp_path / "a", shard_size=32, protocol="vqct")
+    assert len(remade) == 2 * -(-whole.images // 32) - 2
+
+
+def test_a_folder_of_images_and_the_files_that_are_written(trained, photographs, tmp_path, capsys):
+    runs = [str(folder) for folder in trained.values()]
+    output = tmp_path / "out"
+    assert main([*runs, "--images", str(photographs), "--size", "64", "-o", str(output), "--quiet"]) == 0
+    told = capsys.readouterr().out
+    table = (output / "table.md").read_text()
+    assert table in told
+    assert "| images          | 14 " in table
+    assert "- MS-SSIM: images under 176 pixels" in table
+    assert f"- LPIPS: no {VGG}" in table
+    assert f"- rFID, inception score: no {INCEPTION}" in table
+    figures = json.loads((output / "figures.json").read_text())
+    with (output / "images.csv").open() as stream:
+        images = list(csv.DictReader(stream))
+    with (output / "figures.csv").open() as stream:
+        flat = list(csv.DictReader(stream))
+    assert len(images) == 28
+    for its, row in zip(figures, flat):
+        own = [float(image["psnr"]) for image in images if image["model"] == its["model"]]
+        assert its["mean"]["psnr"] == pytest.approx(np.mean(own))
+        assert float(row["psnr"]) == its["mean"]["psnr"]
+        assert its["interval"]["psnr"][0] < its["mean"]["psnr"] < its["interval"]["psnr"][1]
+        assert f"{its['mean']['psnr']:.2f}" in table
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Random weights under the names that LPIPS and FID look for."""
+    import torchvision
+
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x  # noqa: F401
+
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.manual_seed(0)
+    torch.save(torchvision.models.vgg16().state_dict(), folder / VGG)
+    network = FeatureExtractorInceptionV3.__new__(FeatureExtractorInceptionV3)
+    load = torch.nn.Module.load_state_dict
+    try:
+        torch.nn.Module.load_state_dict = lambda *args, **kwargs: None
+        torch.save({}, folder / "none.pth")
+        network.__init__("inception-v3-compat", ["2048"], str(folder / "none.pth"))
+    finally:
+        torch.nn.Module.load_state_dict = load
+    torch.save(network.state_dict(), folder / INCEPTION)
+    return folder
+
+
+def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tmp_path, monkeypatch):
+    """The pipes, with random weights: FID by scipy's matrix root, LPIPS of an image and itself 0."""
+    linalg = pytest.importorskip("scipy.linalg")
+    settings = {"images": str(photographs), "size": 32, "shard_size": 5}
+    figures = quick([trained["vqct"]], tmp_path / "a", weights=str(weights), **settings)[0]
+    assert set(figures.missing) == {"ms_ssim"}
+    assert len(figures.values["lpips"]) == 14
+    assert all(value > 0 for value in figures.values["lpips"])
+    shards = [dict(np.load(file)) for file in sorted((tmp_path / "a" / "shards").rglob("*.npz"))]
+    a, b = (
+        np.concatenate([s[f"{kind}_features"] for s in shards]).astype(np.float64)
+        for kind in ("original", "reconstruction")
+    )
+    covariances = [np.cov(x, rowvar=False) for x in (a, b)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert figures.rfid == pytest.approx(fid, rel=0.02)
+    assert figures.inception_score >= 1
+    # an environment variable says the same as the argument
+    monkeypatch.setenv("VQCT_WEIGHTS", str(weights))
+    again = quick([trained["vqct"]], tmp_path / "b", **settings)[0]
+    assert again.rfid == pytest.approx(figures.rfid)
+    assert again.mean["lpips"] == pytest.approx(figures.mean["lpips"])
+
+
+def test_half_precision_is_near(trained, tmp_path):
+    full, half = (quick([trained["vqct"]], tmp_path / p, limit=16, precision=p)[0] for p in ("32", "bf16"))
+    assert half.mean["psnr"] == pytest.approx(full.mean["psnr"], abs=0.2)
+    assert half.mean["psnr"] != full.mean["psnr"]
+
+
+def refused(capsys, sentence, *words):
+    assert main([*map(str, words), "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("vqct-evaluate: ")
+    assert sentence in told
+
+
+def test_what_cannot_be_evaluated_is_refused(trained, photographs, tmp_path, capsys):
+    ours, output = trained["vqct"], ["-o", tmp_path / "out"]
+    (tmp_path / "empty").mkdir()
+    refused(capsys, "there is no image in", ours, "--images", tmp_path / "empty", *output)
+    refused(capsys, "size is 33; expected a multiple of 2", ours, "--images", photographs, "--size", "33", *output)
+    refused(capsys, "size goes with images", ours, "--size", "32", *output)
+    refused(capsys, "neither a checkpoint nor a run's folder", tmp_path / "none", *output)
+    refused(capsys, "expected 1 or more", ours, "--batch_size", "0", *output)
+    refused(capsys, "processes is 0", ours, "--processes", "0", *output)
+    refused(
+        capsys,
+        "disagree",
+        ours,
+        "--set",
+        "model.params.transfer=mlp",
+        "model.params.ddconfig.num_res_blocks=2",
+        *output,
+    )
+    (photographs / "5.png").write_bytes(b"\x89PNG broken")
+    refused(capsys, "5.png cannot be read", ours, "--images", photographs, *output)
+    assert not (tmp_path / "out" / "table.md").exists()
+
+
+def test_runs_of_one_name_are_told_apart(trained, tmp_path):
+    figures = quick([trained["vqct"], trained["vqct"] / "checkpoints" / "last.ckpt"], tmp_path / "a", limit=2)
+    assert figures[0].name != figures[1].name
+    assert figures[0].mean == figures[1].mean

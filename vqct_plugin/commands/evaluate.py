@@ -1,0 +1,66 @@
+"""``vqct-evaluate``: how good trained models are, side by side."""
+
+import argparse
+import sys
+from typing import List, Optional
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags, one for each argument of ``evaluate_runs``."""
+    parser = argparse.ArgumentParser(
+        prog="vqct-evaluate",
+        description="PSNR, SSIM, MS-SSIM, L1, LPIPS, reconstruction FID, inception score and use of the codebook of "
+        "one or several trained first stages, stock or VQCT, on the same images. What is stopped goes on where it was.",
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one")
+    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the runs' configs")
+    parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
+    parser.add_argument("--size", type=int, help="side of the squares that --images are cropped to (the model's)")
+    parser.add_argument(
+        "--protocol",
+        default="plain",
+        choices=["plain", "vqct"],
+        help="vqct: JPEG files, SSIM on luminance, as the authors",
+    )
+    parser.add_argument("--weights", metavar="DIR", help="folder with the weights of LPIPS and FID (VQCT_WEIGHTS)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images at once (16)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (0: the one that computes)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that share the shards: one a GPU, else on the CPU (1)"
+    )
+    parser.add_argument("--precision", default="32", choices=["32", "bf16", "16"], help="of the model (32)")
+    parser.add_argument("--shard_size", type=int, default=512, help="images that are kept together (512)")
+    parser.add_argument("--limit", type=int, help="the first so many images only")
+    parser.add_argument(
+        "-o", "--output", default="evaluation", metavar="DIR", help="for tables and shards (evaluation)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
+    options = vars(make_parser().parse_args(argv))
+    try:
+        from vqct_plugin.evaluation.pictures import table
+        from vqct_plugin.evaluation.runs import evaluate_runs, notes, rows
+    except ImportError as error:
+        print(
+            f"vqct-evaluate: {error}; install what it needs with: pip install 'vqct-plugin[train,eval]'",
+            file=sys.stderr,
+        )
+        return 1
+    options.update(base=tuple(options["base"]), overrides=tuple(options.pop("set")), progress=not options.pop("quiet"))
+    try:
+        figures = evaluate_runs(**options)
+    except (ValueError, OSError) as error:
+        print(f"vqct-evaluate: {error}", file=sys.stderr)
+        return 1
+    print("\n".join([table(rows(figures)), "", *notes(figures)]))
+    print(f"in {options['output']}: table.md, figures.csv, figures.json, images.csv")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
