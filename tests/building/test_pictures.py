@@ -8,7 +8,8 @@ from vqct_plugin.prior import DEFAULT_FILE, CodebookPrior
 pytest.importorskip("matplotlib")
 pytest.importorskip("sklearn")
 
-from vqct_plugin.building.pictures import _overlap, draw_prior, in_two_dimensions, prior_figure
+from vqct_plugin._drawing import _overlap, in_two_dimensions
+from vqct_plugin.building.pictures import draw_prior, prior_figure
 
 
 def test_labels_name_words_and_cover_no_other():

@@ -2,20 +2,18 @@
 
 import io
 from pathlib import Path
-from typing import Any, List, Tuple
+from typing import Any
 
 import numpy as np
 
+from vqct_plugin._drawing import COLOURS, in_two_dimensions, label_points
 from vqct_plugin._files import write_whole
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.prior import CodebookPrior
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
-# Told apart also by those who do not tell red from green (Okabe and Ito 2008).
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 _ON_MAP = 600  # the commonest words of each part; more would be a cloud
-_FEW = 12  # words too few for t-SNE to find a neighbourhood
 
 
 def check_picture(path: PathLike) -> None:
@@ -88,46 +86,5 @@ def prior_figure(prior: CodebookPrior) -> Any:
     figure.canvas.draw()  # where everything stands has to be known before labels can keep out of each other's way
     for number, (axis, _) in enumerate(zip(maps, prior.parts)):
         places = np.flatnonzero(prior.part_of_speech == number)[:_ON_MAP]
-        _label(axis, [prior.words[i] for i in places])
+        label_points(axis, [prior.words[i] for i in places])
     return figure
-
-
-def in_two_dimensions(vectors: np.ndarray) -> np.ndarray:
-    """(n, d) vectors -> (n, 2) points: t-SNE of cosines, or principal components where there are few words."""
-    exact = vectors.astype(np.float64)
-    exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    n = len(exact)
-    if n < _FEW:
-        points = np.zeros((n, 2))
-        if n > 1:
-            from sklearn.decomposition import PCA
-
-            found = PCA(min(2, n, exact.shape[1])).fit_transform(exact)
-            points[:, : found.shape[1]] = found
-        return points
-    from sklearn.manifold import TSNE
-
-    perplexity = min(30.0, (n - 1) / 3)
-    start = "pca" if exact.shape[1] > 1 else "random"
-    points = TSNE(2, perplexity=perplexity, metric="cosine", init=start, random_state=0).fit_transform(exact)
-    return np.asarray(points, dtype=np.float64)
-
-
-def _label(axis: Any, words: List[str]) -> None:
-    """Write the words beside their points, the first ones first, each only where it covers no other."""
-    renderer = axis.figure.canvas.get_renderer() if hasattr(axis.figure, "canvas") else None
-    frame = axis.get_window_extent(renderer)
-    taken: List[Tuple[float, float, float, float]] = []
-    for word, place in zip(words, axis.collections[0].get_offsets()):
-        text = axis.annotate(word, place, xytext=(2, 1), textcoords="offset points", fontsize=7)
-        box = text.get_window_extent(renderer)
-        corners = (box.x0, box.y0, box.x1, box.y1)
-        outside = box.x1 > frame.x1 or box.y1 > frame.y1
-        if outside or any(_overlap(corners, other) for other in taken):
-            text.remove()
-        else:
-            taken.append(corners)
-
-
-def _overlap(a: Tuple[float, float, float, float], b: Tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]

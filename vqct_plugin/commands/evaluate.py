@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -12,6 +12,15 @@ def make_parser() -> argparse.ArgumentParser:
         description="PSNR, SSIM, MS-SSIM, L1, LPIPS, reconstruction FID, inception score and use of the codebook of "
         "one or several trained first stages, stock or VQCT, on the same images. What is stopped goes on where it was.",
     )
+    add_evaluation_flags(parser)
+    parser.add_argument(
+        "-o", "--output", default="evaluation", metavar="DIR", help="for tables and shards (evaluation)"
+    )
+    return parser
+
+
+def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
+    """What to evaluate, and how."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one")
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the runs' configs")
@@ -32,11 +41,17 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", default="32", choices=["32", "bf16", "16"], help="of the model (32)")
     parser.add_argument("--shard_size", type=int, default=512, help="images that are kept together (512)")
     parser.add_argument("--limit", type=int, help="the first so many images only")
-    parser.add_argument(
-        "-o", "--output", default="evaluation", metavar="DIR", help="for tables and shards (evaluation)"
-    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser
+
+
+def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:
+    """The flags as ``evaluate_runs`` takes them."""
+    return {
+        **{name: value for name, value in options.items() if name not in ("set", "quiet")},
+        "base": tuple(options["base"]),
+        "overrides": tuple(options["set"]),
+        "progress": not options["quiet"],
+    }
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -51,9 +66,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             file=sys.stderr,
         )
         return 1
-    options.update(base=tuple(options["base"]), overrides=tuple(options.pop("set")), progress=not options.pop("quiet"))
     try:
-        figures = evaluate_runs(**options)
+        figures = evaluate_runs(**evaluation_arguments(options))
     except (ValueError, OSError) as error:
         print(f"vqct-evaluate: {error}", file=sys.stderr)
         return 1

@@ -71,6 +71,8 @@ class RunFigures(NamedTuple):
         rfid, inception_score: over the whole set, or None.
         missing: figure -> why it is not there.
         usage: of each part of the codebook, over the whole set.
+        counts, part_of_speech: (n_e,) how often each code was chosen, and its part, an index into the keys of
+            ``usage``.
         tokens, bits: of one image; bits as codes of each part written with equal lengths.
     """
 
@@ -83,6 +85,8 @@ class RunFigures(NamedTuple):
     inception_score: Optional[float]
     missing: Dict[str, str]
     usage: Dict[str, PartUsage]
+    counts: torch.Tensor
+    part_of_speech: torch.Tensor
     tokens: int
     bits: float
 
@@ -109,7 +113,7 @@ def evaluate_runs(
     if processes < 1:
         raise ConfigError(f"processes is {processes!r}; expected 1 or more")
     folder = Path(output) if output is not None else Path("evaluation")
-    every = [_settings(run, folder, settings) for run in runs]
+    every = [settings_of(run, folder, settings) for run in runs]
     names = _names([its.run for its in every])
     found = []
     for name, its in zip(names, every):
@@ -123,7 +127,8 @@ def evaluate_runs(
     return found
 
 
-def _settings(run: Any, folder: Path, given: Mapping[str, Any]) -> Settings:
+def settings_of(run: Any, folder: Path, given: Mapping[str, Any]) -> Settings:
+    """Of one run, checked."""
     unknown = sorted(set(given) - set(Settings._fields) | ({"run", "folder"} & set(given)))
     if unknown:
         raise TypeError(f"evaluate_runs takes no argument {unknown[0]!r}")
@@ -148,18 +153,35 @@ def _names(runs: Sequence[str]) -> List[str]:
     return names
 
 
-def _images(settings: Settings, trained: Trained) -> Any:
+def factor_of(model: Any) -> int:
+    """How many pixels of a side make one position."""
+    factor: int = 2 ** (model.encoder.num_resolutions - 1)
+    return factor
+
+
+def image_set(settings: Settings, trained: Trained, size: Optional[int] = None) -> Any:
+    """The images to evaluate: of the folder or list file, or the config's validation set.
+
+    ``size``: a side other than the evaluation's, to look at them.
+    """
     encoder = trained.model.encoder
-    factor, resolution = 2 ** (encoder.num_resolutions - 1), encoder.resolution
-    size = settings.size or resolution
-    if size % factor:
-        raise ConfigError(f"size is {size}; expected a multiple of {factor}, the model's downsampling factor")
-    if settings.images is None:
-        if settings.size is not None:
-            raise ConfigError("size goes with images; the config's validation set has its own")
-        items = validation_set(trained.config)
+    factor = factor_of(trained.model)
+    if getattr(encoder, "in_channels", 3) != 3:
+        raise ConfigError(f"the model of {settings.run} encodes {encoder.in_channels} channels; expected 3, of images")
+    side = size or settings.size or encoder.resolution
+    if side % factor:
+        raise ConfigError(f"size is {side}; expected a multiple of {factor}, the model's downsampling factor")
+    if settings.images is not None:
+        items = Images(settings.images, side)
+    elif settings.size is not None:
+        raise ConfigError("size goes with images; the config's validation set has its own")
     else:
-        items = Images(settings.images, size)
+        config = trained.config
+        if size is not None:
+            from omegaconf import OmegaConf
+
+            config = OmegaConf.merge(config, {"data": {"params": {"validation": {"params": {"size": size}}}}})
+        items = validation_set(config)
     if len(items) == 0:
         raise DataError("the validation set has no image")
     return torch.utils.data.Subset(items, range(min(len(items), settings.limit or len(items))))
@@ -168,7 +190,7 @@ def _images(settings: Settings, trained: Trained) -> Any:
 def _evaluate_shards(rank: int, processes: int, settings: Settings) -> None:
     """The shards rank, rank + processes, ... that are not there yet."""
     trained = load_run(settings.run, settings.base, settings.overrides, loss=False)
-    items = _images(settings, trained)
+    items = image_set(settings, trained)
     folder = _shard_folder(settings, trained, len(items))
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [k for k in range(-(-len(items) // settings.shard_size)) if k % processes == rank]
@@ -270,7 +292,7 @@ def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _gathered(name: str, settings: Settings) -> RunFigures:
     trained = load_run(settings.run, settings.base, settings.overrides, loss=False)
-    items = _images(settings, trained)
+    items = image_set(settings, trained)
     folder = _shard_folder(settings, trained, len(items))
     shards = [dict(np.load(_shard(folder, k))) for k in range(-(-len(items) // settings.shard_size))]
     quantizer = trained.model.quantize
@@ -294,6 +316,8 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
         inception_score=score,
         missing=missing,
         usage=usage.compute(),
+        counts=usage.counts,
+        part_of_speech=usage.part_of_speech,
         tokens=tokens,
         bits=bits,
     )
