@@ -94,6 +94,7 @@ def test_images_of_a_run(runs, kind, tmp_path, capsys):
     assert "5 images in" in capsys.readouterr().out
     drawn = pixels(tmp_path / "a")
     assert [image.shape for image in drawn] == [(16, 16, 3)] * 5
+    assert any((image != drawn[0]).any() for image in drawn)
     grid = np.asarray(Image.open(tmp_path / "a" / "grid.png"))
     assert grid.shape == (16 * 2 + 2, 16 * 3 + 4, 3)
     for i, image in enumerate(drawn):

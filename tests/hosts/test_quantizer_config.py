@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from tests.conftest import make_prior
 from vqct_plugin.hosts.quantizer_config import build_quantizer
@@ -21,6 +22,13 @@ def test_the_hosts_arguments_are_taken_and_params_go_before_them(prior):
     assert type(quantizer) is CodebookTransferQuantizer
     assert (quantizer.n_e, quantizer.e_dim, quantizer.beta, quantizer.topk) == (40, 16, 0.5, 2)
     assert quantizer.sane_index_shape
+
+
+def test_the_hosts_random_numbers_stay_as_they_were(prior):
+    """So that what the host draws after it, and its own quantizer would not have moved on, is what it was."""
+    before = torch.random.get_rng_state()
+    build_quantizer({"target": TARGET, "params": {"prior": prior}}, n_e=40, e_dim=16)
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_omegaconfs_containers_become_plain(prior):

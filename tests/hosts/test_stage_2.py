@@ -22,6 +22,9 @@ HostTransformer = for_installed_lightning(_stage_2._cond_transformer.Net2NetTran
 LABELATOR = {"target": "taming.modules.util.Labelator", "params": {"n_classes": 5}}
 
 
+COORDINATES = {"target": "taming.modules.misc.coord.CoordStage", "params": {"n_embed": 8, "down_factor": 2}}
+
+
 def first_stage(**options):
     options = {**params(), "prior": make_prior(), "dropout": 0.0, **options}
     return {"target": "vqct_plugin.VQModel", "params": options}
@@ -88,6 +91,44 @@ def test_ours_goes_there_and_back(stage, cond, options):
     for its, token, plane in zip(logits, model.tokens, target.unbind(1)):
         assert its.shape == (2, 64, token.last - token.first)
         assert ((plane >= token.first) & (plane < token.last)).all()
+
+
+@pytest.mark.parametrize(
+    ("cond", "options", "number"),
+    [
+        ("__is_unconditional__", {"sos_token": 6}, 7),
+        (LABELATOR, {"cond_stage_key": "class_label"}, 5),
+        (label_stage(), {"cond_stage_key": "segmentation"}, 40),
+        (COORDINATES, {"cond_stage_key": "coord"}, 9),  # rounds to 0 ... 8
+    ],
+)
+def test_the_transformer_knows_the_conditions_there_are(cond, options, number):
+    assert ours(cond=cond, **options).transformer.cond_emb.num_embeddings == number
+
+
+def test_pkeep_puts_random_codes_of_the_same_part_into_training_alone(monkeypatch):
+    model = ours(pkeep=0.0)
+    x, c = model.get_xc(batch())
+    seen = []
+    transformer = model.transformer.forward
+    monkeypatch.setattr(model.transformer, "forward", lambda c, *z: [seen.append(z[1]), transformer(c, *z)][1])
+    for training in (True, False):
+        _, target = model.train(training)(x, c)
+        assert target.shape == seen[-1].shape
+        for plane, token in zip(seen[-1].unbind(1), model.tokens):
+            assert ((plane >= token.first) & (plane < token.last)).all()
+    assert torch.equal(seen[1], target)
+    assert (seen[0] != target).float().mean() > 0.8
+
+
+def test_a_code_of_no_probability_is_never_drawn(monkeypatch):
+    """Not even for a random number of exactly 0."""
+    model = ours().eval()
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.zeros(*size, dtype=options.get("dtype")))
+    c = torch.zeros(2, 1, dtype=torch.long)
+    drawn = sample_tokens(model, c, 4, top_k=1)
+    likeliest = sample_tokens(model, c, 4, draw=False)
+    assert torch.equal(drawn, likeliest)
 
 
 @pytest.mark.parametrize("given_previous", [True, False])
