@@ -191,6 +191,25 @@ class CodebookTransferQuantizer(nn.Module):
             )
         return rearrange(self._entries(indices.reshape(b, t, h * w), (b, h, w)), "b h w c -> b c h w").contiguous()
 
+    def words_of(self, indices: Tensor) -> Any:
+        """The words of some codes, as lists nested like ``indices.tolist()``: integers as :meth:`forward` gives them.
+
+        >>> quantizer = CodebookTransferQuantizer(512, 64, sane_index_shape=True)
+        >>> _, _, (_, _, indices) = quantizer(torch.randn(1, 64, 4, 4))
+        >>> adjectives, nouns = quantizer.words_of(indices[0])  # 4 rows of 4 words each
+        >>> len(nouns), len(nouns[0]), nouns[0][0] in quantizer.words
+        (4, 4, True)
+        """
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise ValueError(f"indices have dtype {indices.dtype}; expected integers")
+        if self.remap is not None:
+            indices = self._unmapped(indices)
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.n_e:
+            raise ValueError(
+                f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to {self.n_e - 1}"
+            )
+        return _named(indices.tolist(), self.words)
+
     def embed_code(self, code: Tensor) -> Tensor:
         """The quantized map (B, C, H, W) of a code, for the hosts' ``decode_code``: (B, H, W), with T tokens per
         position (B, T, H, W), or (B, T*L) where L positions make a square."""
@@ -413,6 +432,10 @@ class CodebookTransferQuantizer(nn.Module):
 class _FrozenCodebook(NamedTuple):
     codes: Tensor
     weights: List[Tensor]  # the parameters it was computed from
+
+
+def _named(indices: Any, words: Sequence[str]) -> Any:
+    return [_named(i, words) for i in indices] if isinstance(indices, list) else words[indices]
 
 
 def _mean_of(codes: Tensor, indices: Tensor) -> Tensor:

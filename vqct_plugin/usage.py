@@ -84,12 +84,16 @@ class CodebookUsage:
 
     def compute(self) -> Dict[str, PartUsage]:
         """The figures of each part, over all batches and processes since the last :meth:`reset`."""
-        counts = self.total_counts()
-        return {part: _usage_of(counts, self.part_of_speech == i) for i, part in enumerate(self.parts)}
+        return usage_of_counts(self.total_counts(), self.part_of_speech, self.parts)
 
     def reset(self) -> None:
         """Forget all counts."""
         self.counts.zero_()
+
+
+def usage_of_counts(counts: Tensor, part_of_speech: Tensor, parts: Sequence[str]) -> Dict[str, PartUsage]:
+    """The figures of each part from how often each code was chosen, (n_e,)."""
+    return {part: _usage_of(counts, part_of_speech == i) for i, part in enumerate(parts)}
 
 
 def _usage_of(counts: Tensor, mask: Tensor) -> PartUsage:

@@ -6,7 +6,8 @@ import torch
 
 pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
-from vqct_plugin.evaluation.metrics import evaluate, usage_of
+from vqct_plugin import usage as core
+from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate, usage_of
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 
@@ -58,7 +59,7 @@ def test_psnr_and_ssim_are_scikit_images(model):
         )  # fmt: skip
     assert result.images == 6
     assert result.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
-    # scikit-image pads where torchmetrics leaves the border out, of 5 pixels here
+    # scikit-image leaves the border out, of 5 pixels here, where torchmetrics pads
     assert result.ssim == pytest.approx(np.mean(ssim), abs=5e-3)
 
 
@@ -97,3 +98,55 @@ def test_stock_quantizers_are_counted_as_one_part():
     assert usage_of(quantize.VectorQuantizer2(7, 4, 0.25)).counts.shape == (7,)
     gumbel = quantize.GumbelQuantize(8, 4, 9, straight_through=False)
     assert usage_of(gumbel).counts.shape == (9,)
+
+
+def test_usage_as_a_torchmetrics_metric_is_the_cores():
+    part_of_speech, parts = [0] * 15 + [1] * 25, ("adjective", "noun")
+    metric, counter = CodebookUsage(part_of_speech, parts), core.CodebookUsage(part_of_speech, parts)
+    torch.manual_seed(0)
+    for _ in range(3):
+        indices = torch.randint(0, 40, (2, 9))
+        metric.update(indices)
+        counter.update(indices)
+    expected = counter.compute()
+    assert metric.usage() == expected
+    found = metric.compute()
+    assert set(found) == {f"{name}/{part}" for name in ("in_use", "perplexity", "dead") for part in parts}
+    for part in parts:
+        assert float(found[f"in_use/{part}"]) == pytest.approx(expected[part].share)
+        assert float(found[f"perplexity/{part}"]) == pytest.approx(expected[part].perplexity)
+        assert int(found[f"dead/{part}"]) == len(expected[part].dead)
+    # forward() gives the batch's figures, and counts it too
+    one = metric(torch.zeros(4, dtype=torch.long))
+    assert float(one["in_use/adjective"]) == pytest.approx(1 / 15)
+    counter.update(torch.zeros(4, dtype=torch.long))
+    assert metric.usage() == counter.compute()
+    with pytest.raises(ValueError, match="indices run from 40 to 40"):
+        metric.update(torch.tensor([40]))
+    metric.reset()
+    assert int(metric.counts.sum()) == 0
+
+
+def _count_and_compute(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    metric = CodebookUsage(6)
+    metric.update(torch.tensor([rank, rank + 1]))  # 0 1 and 1 2
+    found = {name: float(figure) for name, figure in metric.compute().items()}
+    assert found["in_use/codes"] == pytest.approx(3 / 6)
+    assert found["perplexity/codes"] == pytest.approx(2**1.5)
+    assert int(metric.counts.sum()) == 2  # its own again
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_are_added_before_any_figure(tmp_path):
+    torch.multiprocessing.spawn(_count_and_compute, args=(str(tmp_path),), nprocs=2)
+
+
+def test_the_package_gives_its_names_when_asked():
+    from vqct_plugin import evaluation
+
+    assert evaluation.CodebookUsage is CodebookUsage
+    assert evaluation.evaluate is evaluate
+    assert {"make_report", "evaluate_runs"} <= set(dir(evaluation))
+    with pytest.raises(AttributeError, match="nothing_such"):
+        evaluation.nothing_such  # noqa: B018

@@ -1,1 +1,31 @@
-"""Figures and pictures of a trained model."""
+"""Figures and pictures of trained models: ``evaluate``, ``evaluate_runs``, ``make_report``, and ``CodebookUsage`` as a
+torchmetrics metric. Each is imported when it is asked for."""
+
+import importlib
+from typing import TYPE_CHECKING, Any, List
+
+if TYPE_CHECKING:
+    from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate
+    from vqct_plugin.evaluation.report import make_report
+    from vqct_plugin.evaluation.runs import evaluate_runs
+    from vqct_plugin.evaluation.words import tokens_of
+
+_WHERE = {
+    "CodebookUsage": "metrics",
+    "evaluate": "metrics",
+    "evaluate_runs": "runs",
+    "make_report": "report",
+    "tokens_of": "words",
+}
+
+__all__ = ["CodebookUsage", "evaluate", "evaluate_runs", "make_report", "tokens_of"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> List[str]:
+    return sorted(__all__)

@@ -42,23 +42,21 @@ def verdict(usage: PartUsage, part: str = "codes") -> Verdict:
     return Verdict("collapsed", f"{told}, {used_as}; {len(usage.dead):,} are never chosen")
 
 
-def collapse_warning(part: str, usage: PartUsage, before: Optional[PartUsage], transferred: bool) -> Optional[str]:
-    """What to tell somebody whose codebook collapses while it trains; None where it does not.
+def collapse_warning(
+    usage: PartUsage, before: Optional[PartUsage], part: str = "codes", transferred: bool = True
+) -> Optional[str]:
+    """What to tell somebody whose codebook has collapsed while it trains; None where it has not, or only now.
 
     Args:
-        part: of speech.
         usage: over the last batches.
-        before: over the batches before those, for the trend.
+        before: over as many batches before those; the first ones of a training say little.
+        part: of speech.
         transferred: whether the codebook is ours, which changes what is worth trying.
     """
     found = verdict(usage, part)
-    if found.grade != "collapsed":
+    if found.grade != "collapsed" or before is None:
         return None
-    trend = ""
-    if before is not None:
-        change = usage.in_use - before.in_use
-        trend = (
-            f"; {abs(change):,} {'fewer' if change < 0 else 'more'} than before" if change else "; as many as before"
-        )
+    change = usage.in_use - before.in_use
+    trend = f"{abs(change):,} {'fewer' if change < 0 else 'more'} than before" if change else "as many as before"
     advice = TO_TRY_TRANSFERRED if transferred else TO_TRY
-    return f"the codebook has collapsed: {found.sentence}{trend}. Try {advice}."
+    return f"the codebook has collapsed: {found.sentence}; {trend}. Worth trying: {advice}"

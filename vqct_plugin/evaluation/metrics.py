@@ -1,11 +1,62 @@
 """How good the reconstructions are, and which codes made them."""
 
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Union
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
-from vqct_plugin.usage import CodebookUsage, PartUsage
+from vqct_plugin import usage as core
+from vqct_plugin.usage import PartUsage
+
+
+class CodebookUsage(Metric):
+    """:class:`vqct_plugin.usage.CodebookUsage` as a torchmetrics metric: for ``self.log``, collections and devices.
+
+    Counts are added over batches and processes before any figure is made.
+
+    Args:
+        part_of_speech: (n_e,) integers, the part of each code (``quantizer.part_of_speech``); or the number of codes,
+            for a quantizer with one part.
+        parts: the names of the parts (``quantizer.parts``).
+
+    Raises:
+        ValueError: on updating with what is no index of the codebook.
+
+    >>> usage = CodebookUsage([0, 0, 1, 1, 1], ("adjective", "noun"))
+    >>> usage.update(torch.tensor([0, 0, 2, 3]))
+    >>> {name: float(figure) for name, figure in usage.compute().items()}["dead/noun"]
+    1.0
+    """
+
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(
+        self, part_of_speech: Union[int, Sequence[int], Tensor], parts: Sequence[str] = ("codes",), **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._counter = core.CodebookUsage(part_of_speech, parts)
+        self.add_state("counts", torch.zeros_like(self._counter.counts), dist_reduce_fx="sum")
+
+    def update(self, indices: Tensor) -> None:
+        """Count the codes of one batch: integers in [0, n_e), of any shape."""
+        self._counter.counts = self.counts
+        self._counter.update(indices.to(self.counts.device))
+        self.counts = self._counter.counts
+
+    def compute(self) -> Dict[str, Tensor]:
+        """``in_use/PART``, a share; ``perplexity/PART``; and ``dead/PART``, a number; as 0-d tensors."""
+        found = {}
+        for part, usage in self.usage().items():
+            found[f"in_use/{part}"] = torch.tensor(usage.share)
+            found[f"perplexity/{part}"] = torch.tensor(usage.perplexity)
+            found[f"dead/{part}"] = torch.tensor(float(len(usage.dead)))
+        return found
+
+    def usage(self) -> Dict[str, PartUsage]:
+        """The figures of each part, of the counts that this process has."""
+        return core.usage_of_counts(self.counts.cpu(), self._counter.part_of_speech, self._counter.parts)
 
 
 class Evaluation(NamedTuple):
@@ -28,11 +79,11 @@ class Evaluation(NamedTuple):
     images: int
 
 
-def usage_of(quantizer: Any) -> CodebookUsage:
+def usage_of(quantizer: Any) -> core.CodebookUsage:
     """A counter for a quantizer's codes: per part of speech, or as one part where it has none (a stock one)."""
     if hasattr(quantizer, "part_of_speech"):
-        return CodebookUsage(quantizer.part_of_speech, quantizer.parts)
-    return CodebookUsage(max(codes_of(quantizer), int(getattr(quantizer, "re_embed", 0))))
+        return core.CodebookUsage(quantizer.part_of_speech, quantizer.parts)
+    return core.CodebookUsage(max(codes_of(quantizer), int(getattr(quantizer, "re_embed", 0))))
 
 
 def codes_of(quantizer: Any) -> int:

@@ -30,13 +30,14 @@ from vqct_plugin.evaluation.runs import (
     RunFigures,
     evaluate_runs,
     image_set,
+    load_first_stage,
     notes,
     rows,
     settings_of,
 )
 from vqct_plugin.evaluation.words import Tokens, code_colours, commonest, counts_of, telling, tokens_of, words_of_codes
 from vqct_plugin.training.config import ConfigError
-from vqct_plugin.training.loading import Trained, load_run
+from vqct_plugin.training.loading import Trained
 
 TEMPLATE = Path(__file__).parent.parent / "data" / "report.html"
 _NEIGHBOURS = 10
@@ -95,7 +96,7 @@ def make_report(
         raise ConfigError(f"images_shown is {images_shown!r}; expected 1 or more")
     figures = evaluate_runs(runs, folder / "evaluation", **settings)
     settings.pop("processes", None)
-    trained = [load_run(run, settings.get("base", ()), settings.get("overrides", ()), loss=False) for run in runs]
+    trained = [load_first_stage(settings_of(run, folder / "evaluation", settings)) for run in runs]
     images, names, tile = _shown(trained, runs, folder, settings, images_shown, size_shown)
     models = []
     for run, its, model in zip(runs, figures, trained):

@@ -2,10 +2,11 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
@@ -153,6 +154,15 @@ def _names(runs: Sequence[str]) -> List[str]:
     return names
 
 
+def load_first_stage(settings: Settings) -> Trained:
+    """The model, without its loss and without what its host prints while it is built."""
+    with redirect_stdout(io.StringIO()):
+        trained = load_run(settings.run, settings.base, settings.overrides, loss=False)
+    if not hasattr(trained.model, "quantize"):
+        raise ConfigError(f"{settings.run} is of a {type(trained.model).__name__}; expected a first stage, a VQGAN")
+    return trained
+
+
 def factor_of(model: Any) -> int:
     """How many pixels of a side make one position."""
     factor: int = 2 ** (model.encoder.num_resolutions - 1)
@@ -189,7 +199,7 @@ def image_set(settings: Settings, trained: Trained, size: Optional[int] = None) 
 
 def _evaluate_shards(rank: int, processes: int, settings: Settings) -> None:
     """The shards rank, rank + processes, ... that are not there yet."""
-    trained = load_run(settings.run, settings.base, settings.overrides, loss=False)
+    trained = load_first_stage(settings)
     items = image_set(settings, trained)
     folder = _shard_folder(settings, trained, len(items))
     folder.mkdir(parents=True, exist_ok=True)
@@ -291,7 +301,7 @@ def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _gathered(name: str, settings: Settings) -> RunFigures:
-    trained = load_run(settings.run, settings.base, settings.overrides, loss=False)
+    trained = load_first_stage(settings)
     items = image_set(settings, trained)
     folder = _shard_folder(settings, trained, len(items))
     shards = [dict(np.load(_shard(folder, k))) for k in range(-(-len(items) // settings.shard_size))]

@@ -4,12 +4,14 @@ import random
 import signal
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Set
 
 import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
+from vqct_plugin.evaluation.health import collapse_warning, verdict
 from vqct_plugin.evaluation.metrics import usage_of
 from vqct_plugin.training.config import ConfigError
 from vqct_plugin.usage import CodebookUsage, PartUsage
@@ -97,12 +99,15 @@ def _as_if_nothing_happened(model: Any) -> Iterator[None]:
 
 
 class CodebookUsageLogger(Callback):
-    """Logs the codes in use and their perplexity, for each part of speech, while training runs and at validation.
+    """Logs the codes in use, their perplexity and the dead codes, for each part of speech, in training and validation.
 
-    ``train/in_use/noun`` is the share of the nouns that were chosen in the last ``every_n_batches`` batches, and
-    ``train/perplexity/noun`` their perplexity; ``val/...`` is over the whole validation set. The last share of each
-    part stands in the progress bar. Under DDP the counts of all processes are added first. A model without a codebook
-    is left alone.
+    ``train/in_use/noun`` is the share of the nouns that were chosen in the last ``every_n_batches`` batches,
+    ``train/perplexity/noun`` their perplexity and ``train/dead/noun`` how many were not chosen; ``val/...`` is over the
+    whole validation set. The last figures of training stand in the progress bar. Every batch counts, however many make
+    a step; under DDP the counts of all processes are added first. A model without a codebook is left alone.
+
+    A codebook that has collapsed, with fewer than a tenth of its codes in use twice in a row, is warned of in words,
+    once until it recovers.
 
     Args:
         every_n_batches: how many batches of training make one figure.
@@ -115,6 +120,8 @@ class CodebookUsageLogger(Callback):
         self._counters: Dict[str, CodebookUsage] = {}
         self._hook: Any = None
         self._batches = 0
+        self._before: Mapping[str, PartUsage] = {}
+        self._warned: Set[str] = set()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         quantizer = getattr(pl_module, "quantize", None)
@@ -143,7 +150,19 @@ class CodebookUsageLogger(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(_figures("train", usage), step=trainer.global_step)
             for part, figures in usage.items():
-                pl_module.log(f"in_use/{part}", figures.share, prog_bar=True, logger=False)
+                for name, figure in _figures_of(figures).items():
+                    pl_module.log(f"{name}/{part}", figure, prog_bar=True, logger=False)
+            self._warn(usage, hasattr(pl_module.quantize, "words"))
+
+    def _warn(self, usage: Mapping[str, PartUsage], transferred: bool) -> None:
+        for part, figures in usage.items():
+            text = collapse_warning(figures, self._before.get(part), part, transferred)
+            if text is None:
+                self._warned.discard(part)
+            elif part not in self._warned and verdict(self._before[part], part).grade == "collapsed":
+                self._warned.add(part)
+                rank_zero_warn(f"over the last {self.every_n_batches} batches, {text}", category=UserWarning)
+        self._before = usage
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         if self._counters:
@@ -161,11 +180,15 @@ class CodebookUsageLogger(Callback):
 
 
 def _figures(split: str, usage: Mapping[str, PartUsage]) -> Dict[str, float]:
-    figures = {}
-    for part, of_part in usage.items():
-        figures[f"{split}/in_use/{part}"] = of_part.share
-        figures[f"{split}/perplexity/{part}"] = of_part.perplexity
-    return figures
+    return {
+        f"{split}/{name}/{part}": figure
+        for part, of_part in usage.items()
+        for name, figure in _figures_of(of_part).items()
+    }
+
+
+def _figures_of(usage: PartUsage) -> Dict[str, float]:
+    return {"in_use": usage.share, "perplexity": usage.perplexity, "dead": float(len(usage.dead))}
 
 
 class RandomState(Callback):
