@@ -1,5 +1,6 @@
 """The main job: one config twice, only its target changed, on photographs held out."""
 
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 pytest.importorskip("taming")
 pytest.importorskip("skimage")
 pytest.importorskip("torchmetrics")
+pytest.importorskip("sklearn")
 from vqct_plugin.commands import demo
 from vqct_plugin.training.comparison import PHOTOGRAPHS, compare
 from vqct_plugin.training.config import ConfigError
@@ -17,7 +19,7 @@ from vqct_plugin.training.config import ConfigError
 def done(tmp_path_factory):
     words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
     folder = tmp_path_factory.mktemp("demo")
-    return compare(overrides=words, output=folder, trainer={"max_steps": 2, "accelerator": "cpu"})
+    return compare(overrides=words, output=folder, trainer={"max_steps": 2, "accelerator": "cpu"}, tiles_shown=2)
 
 
 def test_nothing_but_the_target_differs(done):
@@ -54,6 +56,28 @@ def test_table_and_picture_say_what_was_measured(done):
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_page_shows_both(done):
+    text = done.report.read_text(encoding="utf-8")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT"]
+    assert data["size"] == [64, 64]
+    assert data["runs"][1]["grid"] == [16, 16]
+    assert [its["named"] for its in data["runs"]] == [False, True]
+    figures = json.loads((done.report.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
+    for its, evaluation in zip(figures, done.evaluations.values()):  # of the last checkpoint, and of the model itself
+        assert its["mean"]["psnr"] == pytest.approx(evaluation.psnr, abs=1e-3)
+        assert its["usage"].keys() == evaluation.usage.keys()
+        for part, usage in evaluation.usage.items():
+            assert its["usage"][part]["in_use"] == usage.in_use
+
+
+@pytest.mark.parametrize("tiles", [0, 9])
+def test_a_page_that_cannot_be_is_refused_before_training(tmp_path, tiles):
+    with pytest.raises(ConfigError, match=f"tiles_shown is 0|cannot show images {tiles} times as wide"):
+        compare(output=tmp_path, tiles_shown=tiles)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"cannot be made: .*choose another with --output"):
@@ -73,7 +97,11 @@ def test_the_command_hands_its_flags_on(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as ended:
         demo.main(["-o", str(tmp_path), "--max_steps", "3", "-s", "5", "model.params.n_embed=64"])
     assert ended.value.code == 1
-    assert calls == [
-        {"overrides": ["model.params.n_embed=64"], "output": str(tmp_path), "trainer": {"max_steps": 3}, "seed": 5}
-    ]
+    expected = {
+        "overrides": ["model.params.n_embed=64"],
+        "output": str(tmp_path),
+        "trainer": {"max_steps": 3},
+        "seed": 5,
+    }
+    assert calls == [{**expected, "tiles_shown": 3}]
     assert "vqct-demo: stop here" in capsys.readouterr().err

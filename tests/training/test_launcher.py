@@ -4,6 +4,7 @@ import os
 import re
 import resource
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -53,6 +54,12 @@ def test_a_run_leaves_what_tamings_does(here, capsys):
     in_use = [row["train/in_use/noun"] for row in rows if "train/in_use/noun" in row]
     assert len(in_use) == 4  # twelve batches, one figure for three
     assert all(0 < share <= 1 for share in in_use)
+    nouns = round(rows_of(rows, "train/dead/noun")[0] / (1 - in_use[0]))
+    assert [round(nouns * (1 - share)) for share in in_use] == rows_of(rows, "train/dead/noun")
+    shown = done.trainer.progress_bar_metrics
+    for part in ("adjective", "noun"):
+        assert shown[f"dead/{part}"] == rows_of(rows, f"train/dead/{part}")[-1]
+        assert shown[f"perplexity/{part}"] == pytest.approx(rows_of(rows, f"train/perplexity/{part}")[-1], rel=1e-5)
     last = [row for row in rows if "val/in_use/adjective" in row][-1]
     assert 1 <= last["val/perplexity/adjective"] <= 14
     assert any(f"lr-Adam{which}" in row for row in rows for which in ("", "-1"))
@@ -61,6 +68,45 @@ def test_a_run_leaves_what_tamings_does(here, capsys):
     assert done.model.learning_rate == pytest.approx(2 * 5e-4)
     rule = "learning rate 1.00e-03 = 1 (accumulate_grad_batches) * 1 (processes) * 2 (batch_size)"
     assert rule in capsys.readouterr().out
+
+
+def rows_of(rows, name):
+    return [row[name] for row in rows if name in row]
+
+
+def test_a_collapse_is_warned_of_once_until_it_recovers():
+    """Twice in a row below a tenth, by counts of our own; a part that is well is not named."""
+    from vqct_plugin.training.callbacks import CodebookUsageLogger
+    from vqct_plugin.usage import CodebookUsage
+
+    def usage(adjectives):
+        counter = CodebookUsage([0] * 50 + [1] * 10, ("adjective", "noun"))
+        counter.update(torch.arange(adjectives).repeat(200))
+        counter.update(torch.arange(50, 60))
+        return counter.compute()
+
+    logger = CodebookUsageLogger(7)
+    told = []
+    for adjectives in (3, 4, 2, 40, 4, 40, 4, 4):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            logger._warn(usage(adjectives), True)
+        told.append([str(warning.message) for warning in caught])
+    assert [len(of_one) for of_one in told] == [0, 1, 0, 0, 0, 0, 0, 1]
+    text = told[1][0]
+    assert text.startswith("over the last 7 batches, the codebook has collapsed: 4 of 50 adjectives are in use (8%)")
+    assert "1 more than before" in text
+    assert "Worth trying: a smaller n_embed" in text
+
+
+def test_a_stock_codebook_that_collapses_is_told_of_while_it_trains(here):
+    words = ["lightning.callbacks.codebook_usage_logger.params.every_n_batches=2", "model.params.n_embed=4096"]
+    target = "taming.models.vqgan.VQModel"
+    changes = ["data.params.batch_size=6", "data.params.train.params.length=300", "data.params.train.params.size=64"]
+    with pytest.warns(
+        UserWarning, match=r"codebook has collapsed: \d+ of 4,096 codes are in use .* vqct_plugin.VQModel"
+    ):
+        run([write(here, target=target)], [*words, *changes], trainer={"max_steps": 6})
 
 
 def test_the_stock_model_trains_too_and_its_codes_are_counted(here):

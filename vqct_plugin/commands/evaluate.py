@@ -22,6 +22,7 @@ def make_parser() -> argparse.ArgumentParser:
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """What to evaluate, and how."""
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one")
+    parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="what to call the runs (their folders)")
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")

@@ -95,7 +95,8 @@ def make_report(
     if images_shown < 1:
         raise ConfigError(f"images_shown is {images_shown!r}; expected 1 or more")
     figures = evaluate_runs(runs, folder / "evaluation", **settings)
-    settings.pop("processes", None)
+    for name in ("processes", "names"):
+        settings.pop(name, None)
     trained = [load_first_stage(settings_of(run, folder / "evaluation", settings)) for run in runs]
     images, names, tile = _shown(trained, runs, folder, settings, images_shown, size_shown)
     models = []

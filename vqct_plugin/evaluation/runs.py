@@ -93,7 +93,11 @@ class RunFigures(NamedTuple):
 
 
 def evaluate_runs(
-    runs: Sequence[Union[str, Path]], output: Union[str, Path, None] = None, processes: int = 1, **settings: Any
+    runs: Sequence[Union[str, Path]],
+    output: Union[str, Path, None] = None,
+    processes: int = 1,
+    names: Sequence[str] = (),
+    **settings: Any,
 ) -> List[RunFigures]:
     """Evaluate trained models, stock or VQCT, on the same images.
 
@@ -103,6 +107,7 @@ def evaluate_runs(
         runs: run folders or checkpoints.
         output: a folder for ``table.md``, ``figures.csv``, ``figures.json``, ``images.csv`` and the shards; None keeps
             the shards in ``evaluation/`` and writes nothing else.
+        names: what to call the runs; by default their folders' names.
         processes: how many share the shards of each run: one to a GPU where there are several, else on the CPU.
         settings: the fields of :class:`Settings`.
 
@@ -115,7 +120,7 @@ def evaluate_runs(
         raise ConfigError(f"processes is {processes!r}; expected 1 or more")
     folder = Path(output) if output is not None else Path("evaluation")
     every = [settings_of(run, folder, settings) for run in runs]
-    names = _names([its.run for its in every])
+    names = _names([its.run for its in every], names)
     found = []
     for name, its in zip(names, every):
         if processes == 1:
@@ -144,8 +149,12 @@ def settings_of(run: Any, folder: Path, given: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _names(runs: Sequence[str]) -> List[str]:
+def _names(runs: Sequence[str], given: Sequence[str]) -> List[str]:
     """What to call each run in the table: its folder, told apart by number where two have one name."""
+    if given:
+        if len(given) != len(runs) or len(set(given)) < len(given) or not all(given):
+            raise ConfigError(f"names are {list(given)}; expected {len(runs)}, one for each run, all different")
+        return list(given)
     names: List[str] = []
     for run in runs:
         path = Path(run).resolve()

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
 
 import torch
+from omegaconf import OmegaConf
 
 from vqct_plugin.evaluation.metrics import Evaluation, evaluate
 from vqct_plugin.evaluation.pictures import comparison, table
-from vqct_plugin.training.config import ConfigError
-from vqct_plugin.training.launcher import run
+from vqct_plugin.evaluation.report import make_report
+from vqct_plugin.training.config import ConfigError, load
+from vqct_plugin.training.launcher import run, validation_set
 
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
 OURS = "model.target=vqct_plugin.VQModel"
@@ -25,6 +27,7 @@ class Comparison(NamedTuple):
         seconds: how long each was trained.
         table: all of it, in Markdown; also in ``table.md``.
         picture: the PNG file with reconstructions and the use of the codebooks.
+        report: the page of both, see :func:`vqct_plugin.evaluation.report.make_report`.
     """
 
     folder: Path
@@ -32,6 +35,7 @@ class Comparison(NamedTuple):
     seconds: Dict[str, float]
     table: str
     picture: Path
+    report: Path
 
 
 def compare(
@@ -41,6 +45,7 @@ def compare(
     output: Union[str, Path] = "vqct-demo",
     trainer: Optional[Mapping[str, Any]] = None,
     seed: int = 23,
+    tiles_shown: int = 1,
 ) -> Comparison:
     """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show both.
 
@@ -52,10 +57,13 @@ def compare(
         output: the folder in which this comparison gets a folder of its own.
         trainer: arguments of Lightning's Trainer, for both.
         seed: of both.
+        tiles_shown: the images on the report's page are so many times as wide as those of validation, whose data set
+            then takes a ``size``.
 
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
     """
+    size_shown = _size_shown(load(base, [*overrides]), tiles_shown)
     folder = Path(output) / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     try:
         folder.mkdir(parents=True)
@@ -64,11 +72,13 @@ def compare(
     evaluations: Dict[str, Evaluation] = {}
     seconds: Dict[str, float] = {}
     reconstructions: Dict[str, torch.Tensor] = {}
+    folders: List[Path] = []
     for name, more in (("stock", []), ("VQCT", [OURS])):
         print(f"\n{name}: {' '.join(more) if more else 'the config as it is'}", flush=True)
         begin = time.perf_counter()
         done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
         seconds[name] = time.perf_counter() - begin
+        folders.append(done.folder)
         done.model.eval()
         evaluations[name] = evaluate(done.model, done.trainer.datamodule.val_dataloader())
         originals = _examples(done)
@@ -79,7 +89,29 @@ def compare(
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     picture = folder / "comparison.png"
     comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
-    return Comparison(folder, evaluations, seconds, text, picture)
+    print("\nwriting the report", flush=True)
+    report = make_report(
+        folders, folder / "report", names=list(evaluations), size_shown=size_shown, workers=0, progress=False
+    )
+    return Comparison(folder, evaluations, seconds, text, picture, report)
+
+
+def _size_shown(config: Any, tiles: int) -> Optional[int]:
+    """The side of the images on the page; refused before the training, not after it."""
+    if tiles == 1:
+        return None
+    params = config.data.params.validation.get("params") or {}
+    if "size" not in params or tiles < 1:
+        raise ConfigError(f"tiles_shown is {tiles!r}; expected 1, or more where the validation set has a size")
+    side = tiles * int(params["size"])
+    shown = OmegaConf.merge(config, {"data": {"params": {"validation": {"params": {"size": side}}}}})
+    try:
+        validation_set(shown)
+    except ValueError as error:
+        raise ConfigError(
+            f"the page cannot show images {tiles} times as wide as those of validation: {error}"
+        ) from error
+    return side
 
 
 def _examples(done: Any, number: int = 8) -> torch.Tensor:
