@@ -12,7 +12,11 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_a_python_block_runs(block, capsys):
+def test_a_python_block_runs(block, capsys, tmp_path, monkeypatch):
+    if "vqct_plugin.training" in block:
+        pytest.importorskip("pytorch_lightning", "2.0")
+        pytest.importorskip("taming")
+    monkeypatch.chdir(tmp_path)
     exec(compile(block, "README.md", "exec"), {})
     assert capsys.readouterr().out
 
@@ -84,10 +88,24 @@ def test_every_call_of_the_other_commands_is_understood():
         sample.make_parser().parse_intermixed_args(words)
 
 
+def test_every_call_and_flag_of_the_measuring_commands_is_understood():
+    from vqct_plugin.commands import evaluate, report
+
+    documented = set(re.findall(r"`(-{1,2}\w+)`", README))
+    for name, module in (("vqct-evaluate", evaluate), ("vqct-report", report)):
+        assert commands(name)
+        for words in commands(name):
+            module.make_parser().parse_args(words)
+        for action in module.make_parser()._actions:
+            flags = set(action.option_strings)
+            assert not flags or flags & documented or "--help" in flags, flags
+
+
 def test_every_flag_of_the_prior_command_is_in_the_table_with_its_default():
     from vqct_plugin.commands.build_prior import make_parser
 
-    rows = [line for line in README.splitlines() if line.startswith("| `--")]
+    section = README[README.index("## Build a prior") :]
+    rows = [line for line in section.splitlines() if line.startswith("| `--")]
     for action in make_parser()._actions:
         flag = action.option_strings[-1]
         if flag == "--help":

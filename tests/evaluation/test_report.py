@@ -22,7 +22,7 @@ from tests.training.tiny import config
 from vqct_plugin.commands.report import main
 from vqct_plugin.evaluation.health import verdict
 from vqct_plugin.evaluation.logs import first_of, read_log
-from vqct_plugin.evaluation.report import make_report
+from vqct_plugin.evaluation.report import _sets, make_report
 from vqct_plugin.evaluation.words import tokens_of
 from vqct_plugin.training.config import ConfigError
 from vqct_plugin.training.launcher import run
@@ -91,9 +91,14 @@ def test_its_maps_are_the_codes_of_the_models(page, runs):
         shown = np.array(its["maps"]).reshape(5, -1, *its["grid"])
         assert shown.shape == tuple(codes.shape)
         assert (shown == codes.numpy()).mean() > 0.98  # the page has bytes, the evaluation had floats
-        for row, telling in zip(its["commonest"], its["telling"]):
+        names = [image["name"] for image in data["images"]]
+        assert [image["set"] for image in data["images"]] == [n if names.count(n) > 1 else None for n in names]
+        flat = shown.reshape(5, -1)
+        for name, row, of_set in zip(names, its["commonest"], its["telling"]):
             assert len(set(row)) == len(row)
-            assert telling == [] or max(telling) < len(its["words"])
+            inside = np.array([other == name for other in names])
+            for code in of_set:  # more frequent there than elsewhere
+                assert (flat[inside] == code).mean() > (flat[~inside] == code).mean()
     assert data["runs"][0]["words"][3] == "code 3"
     assert data["runs"][1]["words"] == model.quantize.words
     assert data["runs"][1]["layers"] == ["adjective", "noun"]
@@ -245,7 +250,10 @@ def test_a_map_has_the_colours_of_its_codes(opened, page):
     assert [pixels[i : i + 4] for i in range(0, len(pixels), 4)] == expected
     tab.get_by_role("button", name="stock", exact=True).click()
     assert tab.locator(".layers button").all_inner_texts() == ["photograph", "code map"]
-    assert tab.locator(".telling h3").first.inner_text() == "Codes that tell this image apart"
+    assert (
+        tab.locator(".telling h3").first.inner_text()
+        == f"Codes that tell {data_of(page)['images'][0]['set'] or 'this image'} apart"
+    )
 
 
 def test_the_search_finds_every_patch(opened, page):
@@ -320,3 +328,8 @@ def test_a_phone_does_not_scroll_sideways(opened):
     stage.tap(position={"x": 40, "y": 40})
     assert tab.locator(".tip").is_visible()
     assert "row" in tab.locator(".readout").inner_text()
+
+
+def test_images_of_one_folder_or_file_belong_together():
+    assert _sets(["a/1.png", "b/2.png", "a/3.png"]) == ["a", "b", "a"]
+    assert _sets(["a/1.png", "a/2.png", "a/1.png"]) == ["1.png", "2.png", "1.png"]

@@ -100,11 +100,13 @@ def test_a_collapse_is_warned_of_once_until_it_recovers():
 
 
 def test_a_stock_codebook_that_collapses_is_told_of_while_it_trains(here):
+    from vqct_plugin.training.callbacks import CodebookWarning
+
     words = ["lightning.callbacks.codebook_usage_logger.params.every_n_batches=2", "model.params.n_embed=4096"]
     target = "taming.models.vqgan.VQModel"
     changes = ["data.params.batch_size=6", "data.params.train.params.length=300", "data.params.train.params.size=64"]
     with pytest.warns(
-        UserWarning, match=r"codebook has collapsed: \d+ of 4,096 codes are in use .* vqct_plugin.VQModel"
+        CodebookWarning, match=r"codebook has collapsed: \d+ of 4,096 codes are in use .* vqct_plugin.VQModel"
     ):
         run([write(here, target=target)], [*words, *changes], trainer={"max_steps": 6})
 

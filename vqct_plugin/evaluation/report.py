@@ -128,7 +128,7 @@ def _shown(
     places = [(2 * i + 1) * len(items) // (2 * number) for i in range(number)]
     chosen = [items[i] for i in places]
     batch = torch.utils.data.default_collate([{first.model.image_key: item[first.model.image_key]} for item in chosen])
-    names = [Path(str(item.get("file_path_", f"image {i}"))).name for i, item in zip(places, chosen)]
+    names = [str(item.get("file_path_", f"image {i}")) for i, item in zip(places, chosen)]
     images: Tensor = first.model.get_input(batch, first.model.image_key).float().cpu()
     return images, names, tile
 
@@ -156,7 +156,9 @@ class _Report:
         models: List[_Model],
         words: Sequence[str],
     ) -> None:
-        self.folder, self.images, self.names, self.models, self.words = folder, images, names, models, words
+        self.folder, self.images, self.models, self.words = folder, images, models, words
+        self.tile = tile
+        self.names, self.sets = [Path(name).name for name in names], _sets(names)
         self._steps = {
             model.figures.name: one_step(
                 model.trained.model, images[:8, :, :tile, :tile], _learning_rate(model.trained.config)
@@ -183,6 +185,7 @@ class _Report:
         for mark, value in (
             ("{{title}}", _text(" and ".join(model.figures.name for model in self.models))),
             ("{{nav}}", "".join(nav)),
+            ("{{tiles}}", self._tiles()),
             ("{{early}}", _sections(early)),
             ("{{late}}", _sections(late)),
             ("{{data}}", self._data()),
@@ -191,6 +194,11 @@ class _Report:
         return page
 
     # sections
+
+    def _tiles(self) -> str:
+        if self.tile == self.images.shape[-1]:
+            return ""
+        return f" The images were encoded in tiles of {self.tile} pixels, as they were evaluated; hence the seams."
 
     def _summary(self) -> str:
         cards = []
@@ -244,7 +252,8 @@ class _Report:
             ]
         return (
             "<p>Each row is an image of the evaluation. The error maps show where a reconstruction differs from "
-            f"its original: black not at all, white by {pictures.BRIGHTEST_ERROR} or more, of values from -1 to 1.</p>"
+            f"its original: black not at all, white by {pictures.BRIGHTEST_ERROR} or more, of values from -1 to 1."
+            f"{self._tiles()}</p>"
             f'<div class="tiles" style="--columns: {len(columns)}">{"".join(cells)}</div>'
         )
 
@@ -411,7 +420,9 @@ class _Report:
             counts = counts_of(model.tokens.codes, len(model.words))
             parts = [model.parts[model.part_of_speech[codes[0, t, 0, 0]]] for t in range(codes.shape[1])]
             vectors = codebook_of(model.trained.model.quantize).numpy()
-            told = telling(counts)
+            labels = list(dict.fromkeys(self.sets))
+            of_sets = [counts[[i for i, label in enumerate(self.sets) if label == wanted]].sum(0) for wanted in labels]
+            told = telling(np.stack(of_sets))
             runs.append(
                 {
                     "name": model.figures.name,
@@ -424,13 +435,16 @@ class _Report:
                     "colours": code_colours(vectors, model.part_of_speech),
                     "maps": [image.reshape(codes.shape[1], -1).tolist() for image in codes],
                     "grid": [codes.shape[2], codes.shape[3]],
-                    "telling": [[code for code, _ in row] for row in told],
+                    "telling": [[code for code, _ in told[labels.index(label)]] for label in self.sets],
                     "commonest": [commonest(row, model.part_of_speech, 4) for row in counts],
                 }
             )  # fmt: skip
         data = {
             "size": [self.images.shape[2], self.images.shape[3]],
-            "images": [{"name": name, "src": _png(_pixels(image))} for name, image in zip(self.names, self.images)],
+            "images": [
+                {"name": name, "set": label if self.sets.count(label) > 1 else None, "src": _png(_pixels(image))}
+                for name, label, image in zip(self.names, self.sets, self.images)
+            ],
             "runs": runs,
         }
         return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
@@ -474,6 +488,12 @@ _CURVES = (
     ("in_use", "share of codes in use", False),
     ("perplexity", "perplexity", True),
 )
+
+
+def _sets(paths: Sequence[str]) -> List[str]:
+    """Which images belong together: those of one folder where there are several, else those of one file."""
+    folders = [Path(path).parent.name for path in paths]
+    return folders if len(set(folders)) > 1 else [Path(path).name for path in paths]
 
 
 def _sections(every: Sequence[Tuple[str, str, str]]) -> str:

@@ -2,6 +2,7 @@
 
 import random
 import signal
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Set
@@ -9,7 +10,6 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Set
 import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from vqct_plugin.evaluation.health import collapse_warning, verdict
 from vqct_plugin.evaluation.metrics import usage_of
@@ -98,6 +98,10 @@ def _as_if_nothing_happened(model: Any) -> Iterator[None]:
         restore_random_state(state)
 
 
+class CodebookWarning(UserWarning):
+    """A codebook collapses while it trains."""
+
+
 class CodebookUsageLogger(Callback):
     """Logs the codes in use, their perplexity and the dead codes, for each part of speech, in training and validation.
 
@@ -152,7 +156,8 @@ class CodebookUsageLogger(Callback):
             for part, figures in usage.items():
                 for name, figure in _figures_of(figures).items():
                     pl_module.log(f"{name}/{part}", figure, prog_bar=True, logger=False)
-            self._warn(usage, hasattr(pl_module.quantize, "words"))
+            if trainer.is_global_zero:
+                self._warn(usage, hasattr(pl_module.quantize, "words"))
 
     def _warn(self, usage: Mapping[str, PartUsage], transferred: bool) -> None:
         for part, figures in usage.items():
@@ -161,7 +166,8 @@ class CodebookUsageLogger(Callback):
                 self._warned.discard(part)
             elif part not in self._warned and verdict(self._before[part], part).grade == "collapsed":
                 self._warned.add(part)
-                rank_zero_warn(f"over the last {self.every_n_batches} batches, {text}", category=UserWarning)
+                said = f"over the last {self.every_n_batches} batches, {text}"
+                warnings.warn_explicit(said, CodebookWarning, "vqct_plugin", 0)  # no line of ours explains it
         self._before = usage
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
