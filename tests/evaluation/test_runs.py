@@ -20,8 +20,9 @@ from tests.training.tiny import config
 from vqct_plugin.commands.evaluate import main
 from vqct_plugin.evaluation import runs as evaluation
 from vqct_plugin.evaluation.metrics import evaluate
-from vqct_plugin.evaluation.runs import evaluate_runs
+from vqct_plugin.evaluation.runs import evaluate_runs, notes
 from vqct_plugin.evaluation.weights import INCEPTION, VGG
+from vqct_plugin.training.config import ConfigError
 from vqct_plugin.training.launcher import run, validation_set
 from vqct_plugin.training.loading import load_run
 
@@ -198,6 +199,20 @@ def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tm
     again = quick([trained["vqct"]], tmp_path / "b", **settings)[0]
     assert again.rfid == pytest.approx(figures.rfid)
     assert again.mean["lpips"] == pytest.approx(figures.mean["lpips"])
+
+
+def test_runs_on_other_images_are_told_of(trained, tmp_path):
+    its = [quick([trained[name]], tmp_path / name, limit=2)[0] for name in ("stock", "vqct")]
+    differ = "validation sets of their own, which differ"
+    assert not any(differ in line for line in notes(its))
+    other = quick([trained["stock"]], tmp_path / "c", limit=2, overrides=("data.params.validation.params.size=96",))
+    assert sum(differ in line for line in notes([*its, *other])) == 1
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", ""]])
+def test_names_that_do_not_fit_are_refused(trained, tmp_path, names):
+    with pytest.raises(ConfigError, match="expected 2, one for each run, all different"):
+        quick(trained.values(), tmp_path, names=names, limit=1)
 
 
 def test_half_precision_is_near(trained, tmp_path):

@@ -28,6 +28,7 @@ from vqct_plugin.evaluation.health import verdict
 from vqct_plugin.evaluation.logs import Curve, first_of, read_log
 from vqct_plugin.evaluation.runs import (
     RunFigures,
+    Settings,
     evaluate_runs,
     image_set,
     load_first_stage,
@@ -94,32 +95,27 @@ def make_report(
         raise ConfigError(f"{page} exists; write over it with force (--force), or choose another folder")
     if images_shown < 1:
         raise ConfigError(f"images_shown is {images_shown!r}; expected 1 or more")
+    if not runs:
+        raise ConfigError("there is nothing to report on; give a run's folder or a checkpoint")
+    of_evaluation = {name: value for name, value in settings.items() if name not in ("processes", "names")}
+    every = [settings_of(run, folder / "evaluation", of_evaluation) for run in runs]
+    trained = [load_first_stage(its) for its in every]
+    described = [words_of_codes(its.model.quantize) for its in trained]
+    _check_words(words, described)
+    images, names, tile = _shown(trained[0], every[0], images_shown, size_shown)
     figures = evaluate_runs(runs, folder / "evaluation", **settings)
-    for name in ("processes", "names"):
-        settings.pop(name, None)
-    trained = [load_first_stage(settings_of(run, folder / "evaluation", settings)) for run in runs]
-    images, names, tile = _shown(trained, runs, folder, settings, images_shown, size_shown)
     models = []
-    for run, its, model in zip(runs, figures, trained):
-        described = words_of_codes(model.model.quantize)
-        models.append(_Model(its, model, tokens_of(model.model, images, tile=tile), *described, read_log(run)))
-    _check_words(words, models)
+    for run, its, model, of_codes in zip(runs, figures, trained, described):
+        if torch.cuda.is_available():
+            model.model.cuda()
+        models.append(_Model(its, model, tokens_of(model.model, images, tile=tile), *of_codes, read_log(run)))
     report = _Report(folder, images, names, tile, models, words)
     write_whole(page, report.html().encode(), overwrite=True)
     return page
 
 
-def _shown(
-    trained: Sequence[Trained],
-    runs: Sequence[Any],
-    folder: Path,
-    settings: Dict[str, Any],
-    number: int,
-    size: Optional[int],
-) -> Tuple[Tensor, List[str], int]:
-    """(N, 3, H, W) images spread over the set, the same for all models, and their names; and the side of a tile."""
-    first = trained[0]
-    its = settings_of(runs[0], folder / "evaluation", settings)
+def _shown(first: Trained, its: Settings, number: int, size: Optional[int]) -> Tuple[Tensor, List[str], int]:
+    """(N, 3, H, W) images spread over the set of the first run, for all; their names; and the side of a tile."""
     tile = int(image_set(its, first)[0][first.model.image_key].shape[0])
     if size is not None and (size < tile or size % tile):
         raise ConfigError(f"size_shown is {size}; expected a multiple of {tile}, the side of the images evaluated")
@@ -133,8 +129,8 @@ def _shown(
     return images, names, tile
 
 
-def _check_words(words: Sequence[str], models: Sequence[_Model]) -> None:
-    known = {word for model in models for word in model.words}
+def _check_words(words: Sequence[str], described: Sequence[Tuple[List[str], List[str], np.ndarray]]) -> None:
+    known = {word for of_run, _, _ in described for word in of_run}
     for word in words:
         if word not in known:
             import difflib

@@ -18,7 +18,7 @@ from vqct_plugin.evaluation.measures import PROTOCOLS, SMALLEST_MS_SSIM, confide
 from vqct_plugin.evaluation.metrics import usage_of
 from vqct_plugin.evaluation.pictures import table
 from vqct_plugin.evaluation.weights import load_inception, load_lpips
-from vqct_plugin.training.config import ConfigError, DataError
+from vqct_plugin.training.config import ConfigError, DataError, plain
 from vqct_plugin.training.datasets import Images
 from vqct_plugin.training.launcher import validation_set
 from vqct_plugin.training.loading import Trained, load_run
@@ -75,6 +75,7 @@ class RunFigures(NamedTuple):
         counts, part_of_speech: (n_e,) how often each code was chosen, and its part, an index into the keys of
             ``usage``.
         tokens, bits: of one image; bits as codes of each part written with equal lengths.
+        source: where the images are from, to tell whether runs were evaluated on the same.
     """
 
     name: str
@@ -90,6 +91,7 @@ class RunFigures(NamedTuple):
     part_of_speech: torch.Tensor
     tokens: int
     bits: float
+    source: str
 
 
 def evaluate_runs(
@@ -339,7 +341,14 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
         part_of_speech=usage.part_of_speech,
         tokens=tokens,
         bits=bits,
+        source=_source(settings, trained),
     )
+
+
+def _source(settings: Settings, trained: Trained) -> str:
+    if settings.images is not None:
+        return str(settings.images)
+    return json.dumps(plain(trained.config.data.params.validation), sort_keys=True)
 
 
 def _of_inception(
@@ -399,6 +408,8 @@ def notes(figures: Sequence[RunFigures]) -> List[str]:
             if titles[name] not in found[why]:
                 found[why].append(titles[name])
     lines = [f"- {', '.join(names)}: {why}" for why, names in found.items()]
+    if len({its.source for its in figures}) > 1:
+        lines.append("- the runs have validation sets of their own, which differ; --images gives them the same")
     return [*lines, "- in brackets: the 95 % interval of the mean, by bootstrap over images"]
 
 
