@@ -72,7 +72,9 @@ def test_the_nearest_of_orange_are_colours_and_of_beak_parts_of_animals(prior):
         others = {other for other in common.words if other != word}
         return sorted(others, key=lambda other: -cosine(common, word, other))[:5]
 
-    assert nearest("orange") == ["orange-red", "yellow", "purple-red", "red-purple", "purple"]
+    # "purple-red" and "red-purple" are the same pieces: which of them is first is rounding, and another machine's
+    assert nearest("orange")[:2] == ["orange-red", "yellow"]
+    assert set(nearest("orange")) == {"orange-red", "yellow", "purple-red", "red-purple", "purple"}
     assert nearest("beak") == ["snout", "plumage", "muzzle", "swallow", "bird"]
     assert nearest("dog")[:3] == ["puppy", "animal", "pet"]
 
