@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,7 +224,7 @@ def test_half_precision_is_near(trained, tmp_path):
 
 def refused(capsys, sentence, *words):
     assert main([*map(str, words), "--quiet"]) == 1
-    told = capsys.readouterr().err
+    told = capsys.readouterr().err.splitlines()[-1]  # above it torch may tell of processes that it ended
     assert told.startswith("vqct-evaluate: ")
     assert sentence in told
 
@@ -236,6 +237,9 @@ def test_what_cannot_be_evaluated_is_refused(trained, photographs, tmp_path, cap
     refused(capsys, "size goes with images", ours, "--size", "32", *output)
     refused(capsys, "neither a checkpoint nor a run's folder", tmp_path / "none", *output)
     refused(capsys, "expected 1 or more", ours, "--batch_size", "0", *output)
+    refused(capsys, "limit is 0; expected 1 or more", ours, "--limit", "0", *output)
+    refused(capsys, "workers is -1; expected 0 or more", ours, "--workers", "-1", *output)
+    refused(capsys, "size is -2; expected 1", ours, "--images", photographs, "--size", "-2", *output)
     refused(capsys, "processes is 0", ours, "--processes", "0", *output)
     refused(
         capsys,
@@ -248,6 +252,7 @@ def test_what_cannot_be_evaluated_is_refused(trained, photographs, tmp_path, cap
     )
     (photographs / "5.png").write_bytes(b"\x89PNG broken")
     refused(capsys, "5.png cannot be read", ours, "--images", photographs, *output)
+    refused(capsys, "5.png cannot be read", ours, "--images", photographs, "--processes", "2", *output)
     assert not (tmp_path / "out" / "table.md").exists()
 
 
@@ -255,3 +260,26 @@ def test_runs_of_one_name_are_told_apart(trained, tmp_path):
     figures = quick([trained["vqct"], trained["vqct"] / "checkpoints" / "last.ckpt"], tmp_path / "a", limit=2)
     assert figures[0].name != figures[1].name
     assert figures[0].mean == figures[1].mean
+
+
+def test_an_image_that_changed_is_measured_again(trained, photographs, tmp_path):
+    """The same name and number of files: a kept shard would tell of images that are gone."""
+    its = {"output": tmp_path / "a", "images": photographs, "size": 64}
+    before = quick([trained["vqct"]], **its)[0]
+    assert [Path(file).name for file in before.files] == sorted(file.name for file in photographs.iterdir())
+    changed = before.files[3]
+    Image.open(changed).transpose(Image.FLIP_TOP_BOTTOM).save(changed)
+    after = quick([trained["vqct"]], **its)[0]
+    assert [a == b for a, b in zip(before.values["l1"], after.values["l1"])] == [i != 3 for i in range(before.images)]
+
+
+def test_one_image_has_no_interval_and_its_json_is_json(trained, tmp_path):
+    quick([trained["vqct"]], tmp_path / "a", limit=1)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    (its,) = json.loads((tmp_path / "a" / "figures.json").read_text(), parse_constant=refuse)
+    assert its["interval"]["psnr"] == [None, None]
+    assert its["mean"]["psnr"] > 0
+    assert "(" not in next(line for line in (tmp_path / "a" / "table.md").read_text().splitlines() if "PSNR" in line)

@@ -14,6 +14,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tup
 import numpy as np
 import torch
 
+from vqct_plugin._files import write_whole
+from vqct_plugin._version import __version__
 from vqct_plugin.evaluation.measures import PROTOCOLS, SMALLEST_MS_SSIM, confidence_interval, measure
 from vqct_plugin.evaluation.metrics import usage_of
 from vqct_plugin.evaluation.pictures import table
@@ -67,6 +69,7 @@ class RunFigures(NamedTuple):
     Attributes:
         name: of the run.
         images: how many were evaluated.
+        files: of each image, as its data set names it; empty where that does not.
         values: for each figure of single images, one value an image.
         mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over images.
         rfid, inception_score: over the whole set, or None.
@@ -80,6 +83,7 @@ class RunFigures(NamedTuple):
 
     name: str
     images: int
+    files: List[str]
     values: Dict[str, List[float]]
     mean: Dict[str, float]
     interval: Dict[str, List[float]]
@@ -128,7 +132,7 @@ def evaluate_runs(
         if processes == 1:
             _evaluate_shards(0, 1, its)
         else:
-            torch.multiprocessing.spawn(_evaluate_shards, args=(processes, its), nprocs=processes)
+            _spawn(processes, its)
         found.append(_gathered(name, its))
     if output is not None:
         write(found, folder)
@@ -145,9 +149,10 @@ def settings_of(run: Any, folder: Path, given: Mapping[str, Any]) -> Settings:
         raise ConfigError(f"protocol is {settings.protocol!r}; expected {' or '.join(PROTOCOLS)}")
     if settings.precision not in ("32", "bf16", "16"):
         raise ConfigError(f"precision is {settings.precision!r}; expected 32, bf16 or 16")
-    for name in ("batch_size", "shard_size"):
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"{name} is {getattr(settings, name)!r}; expected 1 or more")
+    for name, least in (("batch_size", 1), ("shard_size", 1), ("limit", 1), ("size", 1), ("workers", 0)):
+        value = getattr(settings, name)
+        if value is not None and value < least:
+            raise ConfigError(f"{name} is {value!r}; expected {least} or more")
     return settings
 
 
@@ -208,11 +213,30 @@ def image_set(settings: Settings, trained: Trained, size: Optional[int] = None) 
     return torch.utils.data.Subset(items, range(min(len(items), settings.limit or len(items))))
 
 
+def _spawn(processes: int, settings: Settings) -> None:
+    """Evaluate in so many processes; what one of them cannot use is told as here."""
+    errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    try:
+        torch.multiprocessing.spawn(_in_process, args=(processes, settings, errors), nprocs=processes)
+    except torch.multiprocessing.ProcessRaisedException:
+        if errors.empty():
+            raise
+        raise DataError(errors.get()) from None
+
+
+def _in_process(rank: int, processes: int, settings: Settings, errors: Any) -> None:
+    try:
+        _evaluate_shards(rank, processes, settings)
+    except (ValueError, OSError) as error:
+        errors.put(str(error))
+        raise
+
+
 def _evaluate_shards(rank: int, processes: int, settings: Settings) -> None:
     """The shards rank, rank + processes, ... that are not there yet."""
     trained = load_first_stage(settings)
     items = image_set(settings, trained)
-    folder = _shard_folder(settings, trained, len(items))
+    folder = _shard_folder(settings, trained, items)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [k for k in range(-(-len(items) // settings.shard_size)) if k % processes == rank]
     wanted = [k for k in wanted if not _shard(folder, k).is_file()]
@@ -248,6 +272,7 @@ def _evaluated(
     usage = usage_of(model.quantize)
     values: Dict[str, List[float]] = {}
     features: Dict[str, List[Any]] = {}
+    files: List[str] = []
     positions = 0
     half = {"bf16": torch.bfloat16, "16": torch.float16}.get(settings.precision)
     loader = torch.utils.data.DataLoader(part, settings.batch_size, num_workers=settings.workers)
@@ -257,6 +282,7 @@ def _evaluated(
             quantized, _, (_, _, indices) = model.encode(x)
             reconstruction = model.decode(quantized).float()
         usage.update(indices)
+        files.extend(batch.get("file_path_", []))
         positions = quantized.shape[2] * quantized.shape[3]
         for name, of_images in measure(x, reconstruction, settings.protocol, lpips).items():
             values.setdefault(name, []).extend(of_images)
@@ -269,6 +295,7 @@ def _evaluated(
     found = {f"value_{name}": np.asarray(of_images) for name, of_images in values.items()}
     found.update({name: np.concatenate(pieces) for name, pieces in features.items()})
     found["counts"] = usage.counts.cpu().numpy()
+    found["files"] = np.asarray(files, dtype=str)
     found["positions"] = np.asarray(positions)
     return found
 
@@ -280,16 +307,28 @@ def _for_inception(images: torch.Tensor, protocol: str) -> torch.Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
-def _shard_folder(settings: Settings, trained: Trained, images: int) -> Path:
+def _shard_folder(settings: Settings, trained: Trained, items: Any) -> Path:
     """A folder of its own for everything that a figure depends on."""
     status = trained.checkpoint.stat()
     identity = [
         str(trained.checkpoint.resolve()), status.st_size, status.st_mtime_ns, settings.base, settings.overrides,
-        settings.images and str(Path(settings.images).resolve()), settings.size, settings.protocol, settings.precision,
-        settings.shard_size, images, str(_found_weights(settings)),
+        settings.size, settings.protocol, settings.precision,
+        settings.shard_size, len(items), _source(settings, trained), _found_weights(settings), _files_of(items),
+        __version__,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     return Path(settings.folder) / "shards" / digest
+
+
+def _files_of(items: Any) -> List[Any]:
+    """Names, sizes and times of the images' files, to see that one has changed; [] where the data set tells none."""
+    paths = getattr(items.dataset, "paths", [])
+    found = []
+    for i in items.indices if paths else []:
+        path = Path(paths[i])
+        status = path.stat() if path.is_file() else None  # a missing one is told of when it is read
+        found.append([str(path.resolve()), status and [status.st_size, status.st_mtime_ns]])
+    return found
 
 
 def _found_weights(settings: Settings) -> List[str]:
@@ -314,7 +353,7 @@ def _save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def _gathered(name: str, settings: Settings) -> RunFigures:
     trained = load_first_stage(settings)
     items = image_set(settings, trained)
-    folder = _shard_folder(settings, trained, len(items))
+    folder = _shard_folder(settings, trained, items)
     shards = [dict(np.load(_shard(folder, k))) for k in range(-(-len(items) // settings.shard_size))]
     quantizer = trained.model.quantize
     usage = usage_of(quantizer)
@@ -330,6 +369,7 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
     return RunFigures(
         name=name,
         images=len(items),
+        files=[str(file) for shard in shards for file in shard["files"]],
         values=values,
         mean={key: float(np.mean(of_images)) for key, of_images in values.items()},
         interval={key: confidence_interval(of_images) for key, of_images in values.items()},
@@ -347,7 +387,7 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
 
 def _source(settings: Settings, trained: Trained) -> str:
     if settings.images is not None:
-        return str(settings.images)
+        return str(Path(settings.images).resolve())
     return json.dumps(plain(trained.config.data.params.validation), sort_keys=True)
 
 
@@ -434,26 +474,44 @@ def _of(part: str) -> str:
 
 
 def write(figures: Sequence[RunFigures], folder: Path) -> None:
-    """``table.md``, ``figures.csv`` (one row a run), ``figures.json`` and ``images.csv`` (one row a run and image)."""
+    """``table.md``, ``figures.csv`` (one row a run), ``figures.json`` and ``images.csv`` (one row a run and image).
+
+    What is no number, such as an interval of one image, is nan in CSV and null in JSON, which has no word for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    text = "\n".join([table(rows(figures)), "", *notes(figures)])
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     flat = [_flat(its) for its in figures]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    with (folder / "figures.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(flat)
-    (folder / "figures.json").write_text(
-        json.dumps([_nested(its) for its in figures], indent=1) + "\n", encoding="utf-8"
-    )
-    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as stream:
-        names = list(dict.fromkeys(name for its in figures for name in its.values))
-        rows_of = csv.writer(stream)
-        rows_of.writerow(["model", "image", *names])
-        for its in figures:
-            for i in range(its.images):
-                rows_of.writerow([its.name, i, *(its.values[name][i] if name in its.values else "" for name in names)])
+    names = list(dict.fromkeys(name for its in figures for name in its.values))
+    images = [_of_image(its, i, names) for its in figures for i in range(its.images)]
+    for name, text in (
+        ("table.md", "\n".join([table(rows(figures)), "", *notes(figures)]) + "\n"),
+        ("figures.csv", _as_csv(flat, list(dict.fromkeys(key for row in flat for key in row)))),
+        ("figures.json", json.dumps(_finite([_nested(its) for its in figures]), indent=1) + "\n"),
+        ("images.csv", _as_csv(images, ["model", "image", "file", *names])),
+    ):
+        write_whole(folder / name, text.encode(), overwrite=True)
+
+
+def _as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for numbers that are none."""
+    if isinstance(value, dict):
+        return {key: _finite(of_key) for key, of_key in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _of_image(its: RunFigures, i: int, names: Sequence[str]) -> Dict[str, Any]:
+    row = {"model": its.name, "image": i, "file": its.files[i] if its.files else None}
+    row.update({name: its.values[name][i] for name in names if name in its.values})
+    return row
 
 
 def _flat(its: RunFigures) -> Dict[str, Any]:
@@ -462,9 +520,8 @@ def _flat(its: RunFigures) -> Dict[str, Any]:
         row.update({name: value, f"{name}_low": its.interval[name][0], f"{name}_high": its.interval[name][1]})
     row.update(rfid=its.rfid, inception_score=its.inception_score, tokens=its.tokens, bits=its.bits)
     for part, usage in its.usage.items():
-        row.update(
-            {f"codes_{part}": usage.codes, f"in_use_{part}": usage.in_use, f"perplexity_{part}": usage.perplexity}
-        )
+        row[f"codes_{part}"], row[f"in_use_{part}"] = usage.codes, usage.in_use
+        row[f"perplexity_{part}"], row[f"dead_{part}"] = usage.perplexity, len(usage.dead)
     return row
 
 
