@@ -12,9 +12,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vqct-report",
         description="Evaluate trained first stages, stock or VQCT, and write one page that holds all it shows: "
-        "the table, "
-        "reconstructions with error maps, which codes are used, the words of every position, a search for words, the "
-        "code space before and after transfer, and learning curves.",
+        "the table, reconstructions with error maps, which codes are used, the words of every position, a search for "
+        "words, the code space before and after transfer, and learning curves.",
     )
     add_evaluation_flags(parser)
     parser.add_argument("--images_shown", type=int, default=24, metavar="N", help="images on the page (24)")

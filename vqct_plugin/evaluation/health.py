@@ -9,9 +9,8 @@ ALIVE = 0.5  # from this share on
 _CHOICES = 3  # a code's; with fewer, many codes are not in use by chance alone
 
 TO_TRY = (
-    "a transferred codebook (model.target: vqct_plugin.VQModel), a smaller n_embed, a smaller "
-    "base_learning_rate, a later "
-    "disc_start, or more batches before judging"
+    "a transferred codebook (model.target: vqct_plugin.VQModel), a smaller n_embed, a smaller base_learning_rate, a "
+    "later disc_start, or more batches before judging"
 )
 TO_TRY_TRANSFERRED = (
     "a smaller n_embed, a smaller base_learning_rate, a later disc_start, a prior of captions like the images, or more "

@@ -265,9 +265,8 @@ class _Report:
                     ))
                 )  # fmt: skip
         return (
-            "<p>Every code stands on the axis, the most used first; its height is the share of all choices that "
-            "it took, "
-            "on a logarithmic scale. Where the colour ends, the codes are dead: no image uses them.</p>"
+            "<p>Every code stands on the axis, the most used first; its height is the share of all choices that it "
+            "took, on a logarithmic scale. Where the colour ends, the codes are dead: no image uses them.</p>"
             f'<div class="charts">{"".join(shown)}</div>'
         )
 
@@ -281,11 +280,9 @@ class _Report:
         if not blocks:
             return ""
         return (
-            "<p>A code begins as a word's vector in the language model, and a small graph network moves it to "
-            "where the "
-            "images need it. Words that images do not tell apart, or tell apart better than language does, "
-            "change their "
-            "neighbours.</p>" + "".join(blocks)
+            "<p>A code begins as a word's vector in the language model, and a small graph network moves it to where "
+            "the images need it. Words that images do not tell apart, or tell apart better than language does, "
+            "change their neighbours.</p>" + "".join(blocks)
         )
 
     def _code_space_of(self, model: _Model, quantizer: Any) -> str:
@@ -335,20 +332,17 @@ class _Report:
         return (
             f"<h3>{_text(name)}</h3>"
             f'<div class="charts wide">{"".join(charts)}</div>'
-            "<p>Near is near in these planes, far says little. A word keeps its colour from left to right: "
-            "mixed colours "
-            "are words that changed their company.</p>"
+            "<p>Near is near in these planes, far says little. A word keeps its colour from left to right: mixed "
+            "colours are words that changed their company.</p>"
             "<h4>Nearest words, before and after</h4>"
             '<div class="scroll"><table class="near"><thead><tr><th scope=col>word</th><th scope=col>in the language '
             "model</th><th scope=col>in the codebook</th><th scope=col>moved</th></tr></thead>"
             f"<tbody>{''.join(rows_of)}</tbody></table></div>"
             "<h4>How far each code moved</h4>"
             f'<div class="beside">{histogram}<div><p>A move is what is left after the words\' vectors were laid '
-            f"upon the "
-            "codes as well as turning, shifting and one scale can, in units of the codebook's radius: 0, a word "
-            "went with "
-            f"the others; 1, it went elsewhere. Of the ten nearest of a word, {kept.mean():.0%} are still there, where "
-            f"chance would leave {_by_chance(part_of_speech):.0%}.</p>{''.join(ends)}</div></div>"
+            "upon the codes as well as turning, shifting and one scale can, in units of the codebook's radius: 0, a "
+            f"word went with the others; 1, it went elsewhere. Of the ten nearest of a word, {kept.mean():.0%} are "
+            f"still there, where chance would leave {_by_chance(part_of_speech):.0%}.</p>{''.join(ends)}</div></div>"
         )
 
     def _one_step(self) -> str:
@@ -358,16 +352,14 @@ class _Report:
         for name, step in self._steps.items():
             told.append(
                 f"<li><b>{_text(name)}</b>: a batch of {min(8, len(self.images))} images chose "
-                f"{int(step.chosen.sum()):,} "
-                f"codes; the step moved {step.updated:,} of {len(step.distance):,}.</li>"
+                f"{int(step.chosen.sum()):,} codes; the step moved {step.updated:,} of {len(step.distance):,}.</li>"
             )
         chart = self._picture(
             "one_step", _told_of(self._steps), lambda dark: pictures.one_step_moves(self._steps, dark)
         )
         return (
-            "<p>In a codebook of single vectors only chosen codes learn; one that is never chosen stays where "
-            "it is, and so "
-            "is never chosen. In a transferred one a step moves the network behind all codes.</p>"
+            "<p>In a codebook of single vectors only chosen codes learn; one that is never chosen stays where it is, "
+            "and so is never chosen. In a transferred one a step moves the network behind all codes.</p>"
             f'<div class="beside">{chart}<ul>{"".join(told)}</ul></div>'
         )
 
@@ -400,9 +392,8 @@ class _Report:
         for model in self.models:
             lines.append(f"<li>{_text(model.figures.name)}: <code>{_text(str(model.trained.checkpoint))}</code></li>")
         return (
-            f"<p>{self.models[0].figures.images:,} images were evaluated; {len(self.images)} of them, spread "
-            f"over the set, "
-            f"are on this page, {self.images.shape[-1]} pixels wide. vqct_plugin {_text(__version__)}, torch "
+            f"<p>{self.models[0].figures.images:,} images were evaluated; {len(self.images)} of them, spread over the "
+            f"set, are on this page, {self.images.shape[-1]} pixels wide. vqct_plugin {_text(__version__)}, torch "
             f"{_text(torch.__version__)}. All tables and the figures of every image are in the folder "
             f"<code>evaluation</code> beside this page.</p><ul>{''.join(lines)}</ul>"
         )
