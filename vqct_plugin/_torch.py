@@ -1,14 +1,20 @@
 """What differs between torch releases, and where float32 has to mean float32: no autocast, no TF32, no bfloat16."""
 
-from contextlib import contextmanager
-from typing import Any, ContextManager, Iterator
+import sys
+from contextlib import contextmanager, nullcontext
+from typing import Any, ContextManager, Iterator, List, Tuple
 
 import torch
 from torch import Tensor
 
+#: matrix products in float32 that are float32: the values of torch's newer switch, ``fp32_precision``
+_REDUCED = ("tf32", "bf16")
+
 
 def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which autocast is off for ``device``, on every torch since 1.7."""
+    if device.type == "meta":
+        return nullcontext()  # nothing is computed there
     if hasattr(torch, "autocast"):  # since torch 1.10
         return torch.autocast(device_type=device.type, enabled=False)
     return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
@@ -16,27 +22,52 @@ def without_autocast(device: torch.device) -> ContextManager[Any]:
 
 @contextmanager
 def exact_float32_products() -> Iterator[None]:
-    """A context in which float32 matrix products are not computed in TF32 or bfloat16.
+    """A context in which float32 matrix products are not computed in TF32 or bfloat16, whichever switch asked for it.
 
-    ``torch.set_float32_matmul_precision("high")``, a usual speed-up, would move one distance in a thousand.
+    torch has two switches: ``torch.set_float32_matmul_precision`` (since 1.12) and ``fp32_precision`` of
+    ``torch.backends`` and its members (since 2.9). The first cannot be read once the second has been set otherwise.
+    A lower precision would move one distance in a thousand.
     """
-    if not hasattr(torch, "set_float32_matmul_precision"):  # torch < 1.12: TF32 has its own switch only
-        previous = torch.backends.cuda.matmul.allow_tf32
+    if not hasattr(torch, "set_float32_matmul_precision"):  # torch < 1.12: TF32 has a switch of its own only
+        allowed = torch.backends.cuda.matmul.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = False
         try:
             yield
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = previous
+            torch.backends.cuda.matmul.allow_tf32 = allowed
         return
-    precision = torch.get_float32_matmul_precision()
-    if precision == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer switch is in use
+        precision = "highest"
+    if precision != "highest":
+        torch.set_float32_matmul_precision("highest")
+    lowered = _lowered_precisions()
+    for module, _ in lowered:
+        module.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        for module, value in lowered:
+            module.fp32_precision = value
+        if precision != "highest":
+            torch.set_float32_matmul_precision(precision)
+
+
+def _lowered_precisions() -> List[Tuple[Any, str]]:
+    """The switches of matrix products that stand at a lower precision by torch's newer interface, with their values.
+
+    A switch that takes its value from one above it (``torch.backends.fp32_precision``) is given back as one that does.
+    """
+    found = []
+    whole = getattr(torch._C, "_get_fp32_precision_getter", None)
+    for name in ("cuda", "mkldnn"):
+        products = getattr(getattr(torch.backends, name, None), "matmul", None)
+        value = getattr(products, "fp32_precision", None)
+        if value in _REDUCED:
+            above = whole(name, "all") if whole is not None else "none"
+            found.append((products, "none" if value == above else value))
+    return found
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -45,6 +76,57 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def compiling() -> bool:
-    """Whether ``torch.compile`` is tracing this call."""
+    """Whether ``torch.compile`` or ``torch.export`` is tracing this call."""
     compiler = getattr(torch, "compiler", None)
-    return compiler is not None and hasattr(compiler, "is_compiling") and bool(compiler.is_compiling())
+    if compiler is not None and hasattr(compiler, "is_compiling"):  # since torch 2.1
+        return bool(compiler.is_compiling())
+    dynamo = sys.modules.get("torch._dynamo")  # torch 2.0
+    return dynamo is not None and bool(dynamo.is_compiling())
+
+
+def tracing() -> bool:
+    """Whether what is computed now is being written down for use without this package, by ``torch.export``,
+    ``torch.onnx.export`` or ``torch.jit.trace``: then only torch's own operators are used."""
+    if not compiling():
+        return bool(torch.jit.is_tracing()) if hasattr(torch.jit, "is_tracing") else bool(torch._C._get_tracing_state())
+    exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
+    return exporting is not None and bool(exporting())
+
+
+def transformed() -> bool:
+    """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work."""
+    functorch = getattr(torch._C, "_functorch", None)
+    level = getattr(functorch, "maybe_current_level", None)
+    return level is not None and not compiling() and level() is not None
+
+
+def batched_by_vmap(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is one of ``torch.vmap``'s, which stands for many."""
+    functorch = getattr(torch._C, "_functorch", None)
+    return functorch is not None and bool(functorch.is_batchedtensor(tensor))
+
+
+def on_the_host(tensor: Tensor) -> bool:
+    """Whether Python may look at the values of ``tensor`` now at no cost: on a CPU, and not while anything traces."""
+    return tensor.device.type == "cpu" and not compiling() and not tracing() and not is_fake(tensor)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether ``tensor`` has a shape only: one of ``FakeTensorMode``, or on the meta device."""
+    if tensor.device.type == "meta":
+        return True
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(tensor, fake.FakeTensor)
+
+
+def in_backward() -> bool:
+    """Whether autograd is running a backward pass on this thread, as when gradient checkpointing computes again."""
+    task = getattr(torch._C, "_current_graph_task_id", None)  # since torch 2.0
+    if task is not None:
+        return bool(task() != -1)
+    frame = sys._getframe(1)
+    while frame is not None:  # an older torch: is a Python autograd function's backward pass below us?
+        if frame.f_code.co_name == "apply" and frame.f_code.co_filename.endswith("function.py"):
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, without_autocast
-from vqct_plugin.quantizer import CodebookTransferQuantizer, PriorLike
+from vqct_plugin.codebook import PriorLike, TransferredCodebook
+from vqct_plugin.transfer import TransferLike
 
 
-class GumbelTransferQuantizer(CodebookTransferQuantizer):
+class GumbelTransferQuantizer(TransferredCodebook):
     """Codes drawn by a categorical head for each part of speech, in place of taming's ``GumbelQuantize``.
 
     The channels are split into one equal slice for each part. A 1x1 convolution of the slice gives the logits of that
@@ -23,12 +24,12 @@ class GumbelTransferQuantizer(CodebookTransferQuantizer):
     one's gradient. The loss is the KL divergence of each head's distribution to the uniform one, summed over parts.
 
     Args:
-        n_e, e_dim: as of :class:`CodebookTransferQuantizer`.
+        n_e, e_dim: as of :class:`vqct_plugin.CodebookTransferQuantizer`.
         straight_through: while training, draw one code; False: mix the codes by the soft one-hot vector, as in taming
             only while training.
         kl_weight: the weight of the KL divergence.
         temp_init: the temperature until somebody sets ``temperature`` (a host's ``temperature_scheduler_config``).
-        prior, parts_of_speech, transfer, dropout, edge_weight: as of :class:`CodebookTransferQuantizer`.
+        prior, parts_of_speech, transfer, dropout, edge_weight: as of :class:`vqct_plugin.CodebookTransferQuantizer`.
 
     Attributes:
         temperature: of the Gumbel-softmax; hosts set it at each step.
@@ -52,7 +53,7 @@ class GumbelTransferQuantizer(CodebookTransferQuantizer):
         *,
         prior: PriorLike = "default",
         parts_of_speech: Union[str, Sequence[str]] = ("adjective", "noun"),
-        transfer: str = "graph",
+        transfer: TransferLike = "graph",
         dropout: float = 0.5,
         edge_weight: str = "count",
     ) -> None:
@@ -62,6 +63,7 @@ class GumbelTransferQuantizer(CodebookTransferQuantizer):
             sane_index_shape=True,
             prior=prior,
             parts_of_speech=parts_of_speech,
+            topk=1,
             transfer=transfer,
             dropout=dropout,
             edge_weight=edge_weight,
@@ -85,12 +87,14 @@ class GumbelTransferQuantizer(CodebookTransferQuantizer):
         logits (B, n_e, H, W) behind them. ``temp`` goes before ``temperature``."""
         if rescale_logits:
             raise ValueError("rescale_logits is not implemented, in taming neither; leave it out")
-        self._check_input(z)
+        fingerprint = self._check_input(z)
+        if z.dim() != 4:
+            raise ValueError(f"z has shape {tuple(z.shape)}; expected (B, {self.e_dim}, H, W)")
         temperature = self.temperature if temp is None else temp
         if not temperature > 0:
             raise ValueError(f"the temperature is {temperature!r}; expected a positive number")
         hard = self.straight_through if self.training else True
-        codes = self._codes_in_use()
+        codes = self._codes_in_use(fingerprint=fingerprint)
         drawn, chosen, all_logits = [], [], []
         loss = torch.zeros((), dtype=codes.dtype, device=z.device)
         for s, head, channels in zip(self.slices, self.heads, z.chunk(len(self.slices), dim=1)):

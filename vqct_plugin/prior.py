@@ -316,6 +316,37 @@ class CodebookPrior:
             shares_[int(np.argmax(np.where(shares_ > 1, shares_ - exact, -np.inf)))] -= 1
         return [int(share) for share in shares_]
 
+    def to_arrays(self) -> Dict[str, np.ndarray]:
+        """The arrays of the prior file, by their names there and in the types they have there."""
+        return self._file_arrays()
+
+    def header(self) -> Dict[str, Any]:
+        """What the prior file says beside its arrays: format, version, words, parts, provenance, fingerprint."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "words": list(self.words),
+            "parts": list(self.parts),
+            "provenance": self.provenance,
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def from_header(cls, header: Any, arrays: Mapping[str, np.ndarray]) -> "CodebookPrior":
+        """The prior of a :meth:`header` and its :meth:`to_arrays`.
+
+        Raises:
+            PriorError: they are not those of a prior, or do not belong together.
+        """
+        checked = _checked_header(_canonical_json(header))
+        prior = cls(words=checked["words"], parts=checked["parts"], provenance=checked["provenance"], **arrays)
+        if prior.fingerprint != checked["fingerprint"]:
+            raise PriorError("the prior is damaged: its content does not match the fingerprint it was saved with")
+        return prior
+
+    def __deepcopy__(self, memo: Any) -> "CodebookPrior":
+        return self  # it never changes
+
     def _file_arrays(self) -> Dict[str, np.ndarray]:
         arrays = {
             "vectors": self.vectors,

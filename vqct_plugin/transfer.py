@@ -1,11 +1,15 @@
 """Word vectors to code vectors: the paper's graph network, and what its ablations put in its place.
 
 Source: Zhang et al., CVPR 2024, the graph-based codebook transfer; the layer is Kipf and Welling's graph convolution
-(ICLR 2017). Every transfer is a module that takes no input and returns the codes (n, D): all it is made of are its
-parameters and buffers, so that a checkpoint holds the codebook.
+(ICLR 2017). Every transfer is a module that takes no input and returns the codes (n, D). What it learns are its
+parameters; what never changes, the words' vectors and the graph, it makes from the prior when it is built. These are
+plain tensors, neither parameters nor buffers: no average of weights, no ``.half()`` and no broadcast of DDP touches
+them, and the quantizer's state holds the prior they come from, once.
 """
 
-from typing import Any, Dict, Tuple, Type
+import functools
+import importlib
+from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -13,21 +17,42 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32
+from vqct_plugin._torch import at_least_float32, transformed
+from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
 
 EDGE_WEIGHTS = ("count", "binary", "log")
+_COLUMNS = 64  # of the word vectors, propagated at a time in float64
 
 
 class Transfer(nn.Module):
-    """What all transfers share: ``forward(dropout=None)`` gives the codes (n, D) of the prior's words, in float32."""
+    """What all transfers share: ``forward`` gives the codes (n, D) of the prior's words, in float32 or float64."""
 
-    #: names of the buffers that never change
-    constants: Tuple[str, ...] = ()
+    def __init__(self) -> None:
+        super().__init__()
+        self._constants: Tuple[str, ...] = ()
 
-    def forward(self, dropout: bool = False) -> Tensor:
-        """The codes (n, D). ``dropout``: with a fresh dropout mask, as in training."""
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
+        """The codes (n, D). ``dropout``: with a fresh dropout mask, as in training; ``fingerprint``: see
+        :class:`vqct_plugin.dropout.SharedDropout`."""
         raise NotImplementedError
+
+    def hold(self, name: str, constant: Tensor) -> None:
+        """Keep a tensor that never changes as the attribute ``name``: it follows the module from device to device, and
+        is neither a parameter nor a buffer, nor in the state."""
+        setattr(self, name, constant)
+        self._constants += (name,)
+
+    def constant(self, name: str, like: Tensor) -> Tensor:
+        """A tensor that :meth:`hold` keeps, on the device of ``like``."""
+        held: Tensor = getattr(self, name)
+        return held if held.device == like.device else held.to(like.device)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        for name in self._constants:
+            setattr(self, name, moved_like(fn, getattr(self, name)))
+        return self
 
 
 class GraphTransfer(Transfer):
@@ -46,7 +71,6 @@ class GraphTransfer(Transfer):
             ``"binary"``, 1; or ``"log"``, ``1 + log(count)``.
     """
 
-    constants = ("propagated", "neighbours", "offsets", "weights")
     propagated: Tensor
     neighbours: Tensor
     offsets: Tensor
@@ -57,57 +81,54 @@ class GraphTransfer(Transfer):
         if edge_weight not in EDGE_WEIGHTS:
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")
         neighbours, offsets, weights = _normalized_adjacency(prior, edge_weight)
-        vectors = torch.tensor(prior.vectors.astype(np.float64))
-        propagated = _propagate_rows(vectors, neighbours, offsets, weights)
-        self.register_buffer("propagated", propagated.float())  # A~ X
-        self.register_buffer("neighbours", neighbours)
-        self.register_buffer("offsets", offsets)
-        self.register_buffer("weights", weights.float())
-        self.layer1 = nn.Linear(vectors.shape[1], code_dim)
+        self.hold("propagated", _propagated_vectors(prior.vectors, neighbours, offsets, weights))  # A~ X
+        self.hold("neighbours", neighbours)
+        self.hold("offsets", offsets)
+        self.hold("weights", weights.float())
+        self.layer1 = nn.Linear(prior.vectors.shape[1], code_dim)
         self.layer2 = nn.Linear(code_dim, code_dim)
         for layer in (self.layer1, self.layer2):  # as GCNConv begins
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.dropout = SharedDropout(dropout)
 
-    def forward(self, dropout: bool = False) -> Tensor:
-        hidden = torch.relu(_linear(self.layer1, at_least_float32(self.propagated)))
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
+        first = self.layer1.weight
+        hidden = torch.relu(_linear(self.layer1, self.constant("propagated", first)))
         if dropout:
-            hidden = self.dropout(hidden)
-        hidden = Propagate.apply(hidden, self.neighbours, self.offsets, at_least_float32(self.weights))
-        return _linear(self.layer2, hidden)
+            hidden = self.dropout(hidden, first, fingerprint)
+        rows = self.constant("neighbours", first), self.constant("offsets", first), self.constant("weights", first)
+        return _linear(self.layer2, propagate(hidden, *rows))
 
 
 class MLPTransfer(Transfer):
     """The ablation without a graph: each word alone through Linear, LeakyReLU(0.1), Linear."""
 
-    constants = ("vectors",)
     vectors: Tensor
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", torch.tensor(prior.vectors.astype(np.float32)))
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
         self.layer1 = nn.Linear(self.vectors.shape[1], code_dim)
         self.layer2 = nn.Linear(code_dim, code_dim)
 
-    def forward(self, dropout: bool = False) -> Tensor:
-        hidden = F.leaky_relu(_linear(self.layer1, at_least_float32(self.vectors)), 0.1)
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
+        hidden = F.leaky_relu(_linear(self.layer1, self.constant("vectors", self.layer1.weight)), 0.1)
         return _linear(self.layer2, hidden)
 
 
 class LinearTransfer(Transfer):
     """One linear map of the word vectors, shared by all words."""
 
-    constants = ("vectors",)
     vectors: Tensor
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
-        self.register_buffer("vectors", torch.tensor(prior.vectors.astype(np.float32)))
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
         self.layer = nn.Linear(self.vectors.shape[1], code_dim)
 
-    def forward(self, dropout: bool = False) -> Tensor:
-        return _linear(self.layer, at_least_float32(self.vectors))
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
+        return _linear(self.layer, self.constant("vectors", self.layer.weight))
 
 
 class TableTransfer(Transfer):
@@ -120,8 +141,46 @@ class TableTransfer(Transfer):
         self.table = nn.Embedding(n, code_dim)
         self.table.weight.data.uniform_(-1.0 / n, 1.0 / n)
 
-    def forward(self, dropout: bool = False) -> Tensor:
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
         return at_least_float32(self.table.weight)
+
+
+class ModuleTransfer(Transfer):
+    """A module of the user's own: word vectors and graph in, codes out.
+
+    Args:
+        prior: n words with vectors (n, d) and E edges.
+        code_dim: D.
+        module: called as ``module(vectors, edges, edge_count)``, which are (n, d) float32, (2, E) int64, indices into
+            the words, each edge once, and (E,) float32; returns the codes (n, D). Its own dropout and the like are on
+            while the quantizer trains and off otherwise. Or a class or function from (n, d, D) to such a module, which
+            in a YAML is ``{target: package.module.Class, params: {...}}``.
+
+    Raises:
+        ValueError: when built, if the module does not return (n, D) floating point.
+    """
+
+    def __init__(self, prior: CodebookPrior, code_dim: int, module: Callable[..., Any]) -> None:
+        super().__init__()
+        n, d = prior.vectors.shape
+        self.module = module if isinstance(module, nn.Module) else module(n, d, code_dim)
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
+        self.hold("edges", torch.tensor(prior.edges.tolist(), dtype=torch.int64).reshape(2, -1))
+        self.hold("edge_count", torch.tensor(prior.edge_count.astype(np.float32)))
+        if not isinstance(self.module, nn.Module):
+            raise ValueError(f"transfer made a {type(self.module).__name__}; expected a torch.nn.Module")
+        with torch.no_grad():
+            codes = self.forward()
+        if not isinstance(codes, Tensor) or tuple(codes.shape) != (n, code_dim) or not codes.is_floating_point():
+            got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
+            raise ValueError(f"the transfer {type(self.module).__name__} returned {got}; expected codes ({n}, {code_dim})")
+
+    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
+        like = next(iter(self.module.parameters()), self.vectors)
+        if self.module.training != dropout:
+            self.module.train(dropout)
+        codes: Tensor = self.module(*(self.constant(name, like) for name in ("vectors", "edges", "edge_count")))
+        return at_least_float32(codes) if isinstance(codes, Tensor) and codes.is_floating_point() else codes
 
 
 TRANSFERS: Dict[str, Type[Transfer]] = {
@@ -130,84 +189,57 @@ TRANSFERS: Dict[str, Type[Transfer]] = {
     "linear": LinearTransfer,
     "table": TableTransfer,
 }
+_EXPECTED = f"one of {', '.join(TRANSFERS)}, package.module.Class of a torch.nn.Module, or such a module"
+TransferLike = Union[str, Mapping[str, Any], Callable[..., Any]]
 
 
 def build_transfer(
-    name: str, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count"
+    transfer: TransferLike, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count"
 ) -> Transfer:
-    """The transfer of that name. ``dropout`` and ``edge_weight`` belong to the graph; with another transfer, a value
-    other than the default is refused rather than ignored."""
-    if name not in TRANSFERS:
-        raise ValueError(f"unknown transfer {name!r}; expected one of {', '.join(TRANSFERS)}")
-    if name == "graph":
+    """The transfer of that name, or one around a user's own module (see :class:`ModuleTransfer`).
+
+    ``dropout`` and ``edge_weight`` belong to the graph; with another transfer, a value other than the default is
+    refused rather than ignored.
+    """
+    if isinstance(transfer, Mapping) or (isinstance(transfer, str) and "." in transfer):
+        transfer = _imported(transfer)
+    if isinstance(transfer, str) and transfer not in TRANSFERS:
+        raise ValueError(f"unknown transfer {transfer!r}; expected {_EXPECTED}")
+    if transfer == "graph":
         return GraphTransfer(prior, code_dim, dropout=dropout, edge_weight=edge_weight)
     if dropout not in (0, 0.5):
-        raise ValueError(f"dropout={dropout} has no meaning with transfer={name!r}: only 'graph' has dropout")
+        raise ValueError(f"dropout={dropout} has no meaning with transfer={transfer!r}: only 'graph' has dropout")
     if edge_weight != "count":
-        raise ValueError(f"edge_weight={edge_weight!r} has no meaning with transfer={name!r}: only 'graph' has edges")
-    others: Dict[str, Any] = TRANSFERS
-    return others[name](prior, code_dim)
+        raise ValueError(f"edge_weight={edge_weight!r} has no meaning with transfer={transfer!r}: only 'graph' has edges")
+    if isinstance(transfer, str):
+        others: Dict[str, Any] = TRANSFERS
+        return others[transfer](prior, code_dim)
+    if not callable(transfer):
+        raise ValueError(f"transfer is {transfer!r}; expected {_EXPECTED}")
+    return ModuleTransfer(prior, code_dim, transfer)
 
 
-class SharedDropout(nn.Module):
-    """Dropout whose masks every process draws alike, and a resumed run draws again.
-
-    The mask is a function of two integers kept as buffers, a seed and how many masks were drawn, and of nothing else:
-    not of the process (under DDP there is one codebook), not of the device, not of how often anything else drew a
-    random number. It is computed on the device, 16 bits an element, so p is kept to 2^-16. On a CPU it takes a
-    fifteenth of the time of ``torch.nn.functional.dropout``.
-    """
-
-    seed: Tensor
-    draws: Tensor
-
-    def __init__(self, p: float = 0.5) -> None:
-        super().__init__()
-        if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p < 1:
-            raise ValueError(f"dropout is {p!r}; expected a probability, 0 or more and less than 1")
-        self.p = float(p)
-        self.register_buffer("seed", torch.randint(0, 2**62, ()))
-        self.register_buffer("draws", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (any shape) with a share p of its elements set to 0 and the others divided by 1 - p."""
-        if self.p == 0:
-            return x
-        dropped = round(self.p * 2**16)
-        bits = random_16_bits(x.numel(), self.seed, self.draws)
-        self.draws += 1
-        keep = (bits >= dropped - 2**15).view(x.shape)
-        return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
-
-    def extra_repr(self) -> str:
-        return f"p={self.p}"
-
-
-def random_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:
-    """``number`` integers from -2^15 to 2^15 - 1, (number,), on the device of ``seed``: a function of the arguments.
-
-    Four from each 64-bit output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), run as a counter; 64-bit products
-    wrap around.
-    """
-    counter = torch.arange((number + 3) // 4, device=seed.device)
-    x = _splitmix64(counter + _splitmix64(seed + _splitmix64(stream)))
+def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
+    """What ``{target: package.module.Class, params: {...}}`` of a YAML names, or the target alone."""
+    if isinstance(config, str):
+        config = {"target": config}
+    target, params = config.get("target"), config.get("params") or {}
+    if not isinstance(target, str) or not isinstance(params, Mapping) or set(config) - {"target", "params"}:
+        raise ValueError(f"transfer is {dict(config)!r}; expected {{target: package.module.Class, params: {{...}}}}")
+    module, _, name = target.rpartition(".")
     try:
-        lanes = x.view(torch.int16)
-    except (RuntimeError, TypeError):  # torch < 1.10 has no view of another size
-        lanes = torch.stack([((x >> shift) & 0xFFFF) for shift in (0, 16, 32, 48)], dim=1).view(-1)
-        lanes = lanes - ((lanes >= 2**15).long() << 16)
-    return lanes[:number]
+        made = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"transfer names {target!r}, which cannot be imported: {error}; expected {_EXPECTED}") from error
+    return functools.partial(made, **params)
 
 
-def _splitmix64(x: Tensor) -> Tensor:
-    x = x * -7046029254386353131 + -7046029254386353131  # the golden ratio's odd 64 bits, as signed
-    x = (x ^ _shifted_right(x, 30)) * -4658895280553007687
-    x = (x ^ _shifted_right(x, 27)) * -7723592293110705685
-    return x ^ _shifted_right(x, 31)
-
-
-def _shifted_right(x: Tensor, by: int) -> Tensor:
-    return (x >> by) & ((1 << (64 - by)) - 1)  # >> keeps the sign of a signed integer; the mask takes it away
+def propagate(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """``A~ · x`` (n, D) for the symmetric A~ in compressed rows."""
+    weights = weights.to(x.dtype)
+    if transformed():  # torch.func takes no autograd function of ours
+        return _propagate_rows(x, neighbours, offsets, weights)
+    return Propagate.apply(x, neighbours, offsets, weights)
 
 
 class Propagate(torch.autograd.Function):
@@ -230,12 +262,21 @@ class Propagate(torch.autograd.Function):
 
 def _propagate_rows(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     return F.embedding_bag(
-        neighbours, x, offsets, mode="sum", per_sample_weights=weights.to(x.dtype), include_last_offset=True
+        neighbours, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
 
 
+def _propagated_vectors(vectors: np.ndarray, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """A~ X (n, d) float32, summed in float64, some columns at a time."""
+    result = torch.empty(*vectors.shape)
+    for first in range(0, vectors.shape[1], _COLUMNS):
+        columns = torch.tensor(vectors[:, first : first + _COLUMNS].astype(np.float64))
+        result[:, first : first + _COLUMNS] = _propagate_rows(columns, neighbours, offsets, weights)
+    return result
+
+
 def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tensor, Tensor, Tensor]:
-    """A~ as compressed rows: neighbours (nnz,), offsets (n + 1,), weights (nnz,) float64."""
+    """A~ as compressed rows: neighbours (nnz,) and offsets (n + 1,) int32, weights (nnz,) float64."""
     n = len(prior)
     count = prior.edge_count.astype(np.float64)
     weight = {"count": count, "binary": np.ones_like(count), "log": 1 + np.log(count)}[edge_weight]
@@ -246,8 +287,11 @@ def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tenso
     value = value / np.sqrt(degree[row] * degree[column])
     order = np.lexsort((column, row))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
-    return torch.tensor(column[order]), torch.tensor(offsets), torch.tensor(value[order])
+    index = np.int32 if hasattr(torch, "compile") else np.int64  # 32 bits are served since torch 1.8
+    neighbours, ends = column[order].astype(index), offsets.astype(index)
+    return torch.tensor(neighbours), torch.tensor(ends), torch.tensor(value[order])
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, at_least_float32(layer.weight).to(x.dtype), at_least_float32(layer.bias).to(x.dtype))
+    weight, bias = at_least_float32(layer.weight), at_least_float32(layer.bias)
+    return F.linear(x.to(weight.dtype), weight, bias)

@@ -65,5 +65,3 @@ def install(model: Any, quantizer: type, *args: Any, **options: Any) -> None:
         if ours.shape == theirs.shape:
             ours.data.copy_(theirs.data)
     model.quantize = built
-    # DDP would send these from the first process to all others at every step
-    model._ddp_params_and_buffers_to_ignore = [f"quantize.{name}" for name in built.constant_buffers()]

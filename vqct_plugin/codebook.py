@@ -1,0 +1,413 @@
+"""The codebook that words make: which codes there are, how indices become vectors again, and what a checkpoint holds.
+
+Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
+"""
+
+import os
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqct_plugin._deferred import DeferredErrors
+from vqct_plugin._torch import (
+    at_least_float32,
+    batched_by_vmap,
+    compiling,
+    is_fake,
+    on_the_host,
+    tracing,
+    transformed,
+    without_autocast,
+)
+from vqct_plugin.dropout import moved_like
+from vqct_plugin.prior import CodebookPrior, PriorError
+from vqct_plugin.slices import slices_of, token_bounds
+from vqct_plugin.state import QuantizerState, prior_in, settings_in
+from vqct_plugin.transfer import TransferLike, build_transfer
+
+PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
+Self = TypeVar("Self", bound="TransferredCodebook")
+
+
+class Table(NamedTuple):
+    """What ``quantizer.embedding`` gives, as an ``nn.Embedding``: ``weight`` (n_e, e_dim / parts), and a call with
+    indices gives their rows."""
+
+    weight: Tensor
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """The rows (..., e_dim / parts) of some indices (...)."""
+        return F.embedding(indices.long(), self.weight)
+
+
+class TransferredCodebook(nn.Module):
+    """What all quantizers with a transferred codebook share: its codes, and the way from indices to vectors.
+
+    The arguments are explained at :class:`vqct_plugin.CodebookTransferQuantizer`.
+    """
+
+    part_of_speech: Tensor
+
+    def __init__(
+        self,
+        n_e: Union[int, Mapping[str, int]],
+        e_dim: int,
+        *,
+        prior: PriorLike,
+        parts_of_speech: Union[str, Sequence[str]],
+        topk: Union[int, Mapping[str, int]],
+        transfer: TransferLike,
+        dropout: float,
+        edge_weight: str,
+        sane_index_shape: bool,
+        l2_normalize: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        flags = (("sane_index_shape", sane_index_shape), ("l2_normalize", l2_normalize), ("channels_last", channels_last))
+        for name, flag in flags:
+            check_flag(name, flag)
+        joint = parts_of_speech == "joint"
+        if isinstance(parts_of_speech, str) and not joint:
+            parts_of_speech = (parts_of_speech,)
+        whole = prior if isinstance(prior, CodebookPrior) else CodebookPrior.load(prior)
+        self.prior = whole.select(n_e, None if joint else list(parts_of_speech))
+        self.n_e = len(self.prior)
+        self.e_dim = e_dim
+        self.words = list(self.prior.words)
+        self.parts = self.prior.parts
+        self.slices = slices_of(self.prior, joint, topk)
+        self.topk = topk
+        self.tokens_per_position = sum(s.topk for s in self.slices)
+        if not isinstance(e_dim, int) or e_dim < 1 or e_dim % len(self.slices):
+            raise ValueError(
+                f"e_dim is {e_dim!r}; expected a positive multiple of {len(self.slices)}, so that each of "
+                f"{', '.join(s.name for s in self.slices)} gets an equal slice of the channels (a host's embed_dim)"
+            )
+        self.transfer = build_transfer(transfer, self.prior, e_dim // len(self.slices), dropout, edge_weight)
+        self.sane_index_shape = sane_index_shape
+        self.l2_normalize = l2_normalize
+        self.channels_last = channels_last
+        # Constants are plain tensors, neither parameters nor buffers: see vqct_plugin.transfer.
+        self.part_of_speech = torch.tensor(self.prior.part_of_speech.astype(np.int64))
+        self._bounds = token_bounds(self.slices)
+        self._state = QuantizerState(
+            self.prior,
+            {
+                "n_e": self.n_e if joint else dict(self.prior.sizes),
+                "e_dim": e_dim,
+                "parts_of_speech": "joint" if joint else list(self.parts),
+                "topk": {s.name: s.topk for s in self.slices},
+                "transfer": transfer if isinstance(transfer, str) else _name_of(self.transfer),
+                "dropout": dropout,
+                "edge_weight": edge_weight,
+                "l2_normalize": l2_normalize,
+                "channels_last": channels_last,
+                "sane_index_shape": sane_index_shape,
+            },
+        )
+        self._frozen: Optional[_FrozenCodebook] = None
+        self._errors = DeferredErrors()
+
+    @classmethod
+    def from_state_dict(cls: Type[Self], state: Mapping[str, Any], prefix: str = "", **options: Any) -> Self:
+        """The quantizer whose state a checkpoint holds, where neither its prior file nor its config is at hand.
+
+        Args:
+            state: a state dict, of the quantizer or of a model that has it.
+            prefix: where it stands there, as ``"quantize."`` in a VQGAN's.
+            options: arguments that go before those in the state.
+
+        Raises:
+            PriorError: the state does not hold the quantizer's prior (a checkpoint of an early version does not).
+
+        >>> import vqct_plugin
+        >>> first = vqct_plugin.CodebookTransferQuantizer(512, 64)
+        >>> second = vqct_plugin.CodebookTransferQuantizer.from_state_dict(first.state_dict())
+        >>> torch.equal(first.embedding.weight, second.embedding.weight)
+        True
+        """
+        prior = prior_in(state, prefix)
+        if prior is None:
+            raise PriorError(
+                f"the state has no {prefix}prior.header, so it does not say which words the codes are; build the "
+                "quantizer with its prior file, and load the state into it"
+            )
+        settings = {**settings_in(state, prefix), **options}
+        settings.setdefault("prior", prior)
+        quantizer = cls(settings.pop("n_e"), settings.pop("e_dim"), **settings)
+        own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        quantizer.load_state_dict(own)
+        return quantizer
+
+    def get_codebook_entry(
+        self, indices: Tensor, shape: Optional[Sequence[int]] = None, channel_first: bool = False
+    ) -> Tensor:
+        """The quantized map of some indices: the exact inverse of ``forward``, for every ``topk`` and layout.
+
+        Always by the codebook without dropout, the one of evaluation.
+
+        Args:
+            indices: integers of any size, in either layout of ``forward`` (flat, or with the positions spelled out).
+            shape: the map's (B, H, W, C), or (B, C, H, W) with ``channel_first`` (LlamaGen's order); likewise with one
+                or three spatial dimensions.
+
+        Returns:
+            (B, C, H, W); with the quantizer's ``channels_last`` (B, H, W, C). Without ``shape``, the positions as they
+            came and the channels last: (B, H, W) with one token per position gives (B, H, W, C), and so do
+            (B, T, H, W) with T; (B, T*L) gives (B, L, C).
+
+        Raises:
+            ValueError: the indices are no integers, do not fit the shape, or name codes that their token cannot take: a
+                noun's where an adjective's has to be. On a device other than the CPU that comes at a later call.
+        """
+        indices = self._as_indices(indices)
+        if shape is None:
+            tokens, positions = self._spelled_out(indices)
+            return self._entries(tokens, positions)
+        b, *positions_, c = (shape[0], *shape[2:], shape[1]) if channel_first else tuple(shape)
+        t = self.tokens_per_position
+        length = int(np.prod(positions_))
+        if c != self.e_dim or indices.numel() != b * t * length:
+            order = "(B, C, H, W)" if channel_first else "(B, H, W, C)"
+            raise ValueError(
+                f"{indices.numel()} indices for shape {tuple(shape)}; expected B * {t} * H * W of them (with {t} "
+                f"token(s) per position) and C = {self.e_dim}, the shape being {order}"
+            )
+        entries = self._entries(indices.reshape(b, t, length), (b, *positions_))
+        return entries if self.channels_last else entries.movedim(-1, 1).contiguous()
+
+    def embed_code(self, code: Tensor) -> Tensor:
+        """The quantized map (B, C, H, W) of a code, for the hosts' ``decode_code``: (B, H, W), with T tokens per
+        position (B, T, H, W), or (B, T*L) where L positions make a square."""
+        if code.dim() == 2:
+            side = round((code.shape[1] / self.tokens_per_position) ** 0.5)
+            if side * side * self.tokens_per_position != code.shape[1]:
+                raise ValueError(
+                    f"code has shape {tuple(code.shape)}, whose {code.shape[1]} tokens are no square of positions with "
+                    f"{self.tokens_per_position} token(s) each; use get_codebook_entry(code, shape)"
+                )
+            return self.get_codebook_entry(code, (code.shape[0], side, side, self.e_dim))
+        entries = self.get_codebook_entry(code)
+        return entries if self.channels_last else entries.movedim(-1, 1).contiguous()
+
+    def words_of(self, indices: Tensor) -> Any:
+        """The words of some codes, as lists nested like ``indices.tolist()``: integers as ``forward`` gives them.
+
+        >>> import vqct_plugin
+        >>> quantizer = vqct_plugin.CodebookTransferQuantizer(512, 64, sane_index_shape=True)
+        >>> _, _, (_, _, indices) = quantizer(torch.randn(1, 64, 4, 4))
+        >>> adjectives, nouns = quantizer.words_of(indices[0])  # 4 rows of 4 words each
+        >>> len(nouns), len(nouns[0]), nouns[0][0] in quantizer.words
+        (4, 4, True)
+        """
+        indices = self._as_indices(indices)
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.n_e:
+            raise ValueError(
+                f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to {self.n_e - 1}"
+            )
+        return _named(indices.tolist(), self.words)
+
+    @property
+    def embedding(self) -> Table:
+        """``embedding.weight``: the codebook in use (n_e, e_dim / parts), without dropout; ``embedding(indices)``: its
+        rows."""
+        return Table(self._codes_in_use(dropout=False))
+
+    def export_codebook(self, part: Optional[str] = None) -> Dict[str, Tensor]:
+        """The state of a plain ``VectorQuantizer2(n, e_dim / parts, beta)``: ``{"embedding.weight": (n, ...)}``.
+
+        ``part``: only the codes of this part of speech. Each slice of the channels meets the codes of its part alone,
+        so with several parts it takes one ``VectorQuantizer2`` for each to give the same reconstructions.
+        """
+        weight = self.embedding.weight.detach().clone()
+        if part is not None:
+            if part not in self.parts:
+                raise ValueError(f"unknown part of speech {part!r}; expected one of {', '.join(self.parts)}")
+            weight = weight[self.part_of_speech.to(weight.device) == self.parts.index(part)]
+        return {"embedding.weight": weight}
+
+    def freeze_codebook(self: Self) -> Self:
+        """Compute the codebook once, and use it from now on: faster inference. Returns the quantizer itself.
+
+        For evaluation only. If a weight changes afterwards, by an optimizer, a checkpoint or swapped-in averages, the
+        next call is refused (on a GPU a later one, since the host does not wait; under ``torch.compile`` the codes
+        become NaN): freeze it again, or unfreeze. Moving the module, and casting it, is no change: the frozen codes
+        stay as they are, in float32.
+        """
+        self._frozen = None
+        with torch.no_grad():
+            codes = self._codes_in_use(dropout=False).clone()
+            self._frozen = _FrozenCodebook(codes, [p.detach().clone() for p in self.transfer.parameters()])
+        return self
+
+    def unfreeze_codebook(self: Self) -> Self:
+        """Compute the codebook at every call again. Returns the quantizer itself."""
+        self._frozen = None
+        return self
+
+    def _codes_in_use(self, dropout: Optional[bool] = None, fingerprint: Optional[Tensor] = None) -> Tensor:
+        if self._frozen is not None:
+            return self._still_frozen(self._frozen)
+        device = next((p.device for p in self.transfer.parameters()), self.part_of_speech.device)
+        with without_autocast(device):
+            codes: Tensor = self.transfer(self.training if dropout is None else dropout, fingerprint)
+            return F.normalize(codes, dim=1) if self.l2_normalize else codes
+
+    def _still_frozen(self, frozen: "_FrozenCodebook") -> Tensor:
+        if self.training:
+            raise RuntimeError("the codebook is frozen for inference; call unfreeze_codebook() before training")
+        if tracing():
+            return frozen.codes  # it becomes a constant of the graph
+        unchanged = frozen.unchanged(list(self.transfer.parameters()))
+        if compiling():
+            return frozen.codes * torch.where(unchanged, 1.0, float("nan"))
+        self._errors.unless(
+            unchanged,
+            "the weights behind a frozen codebook have changed; call freeze_codebook() again, or unfreeze_codebook()",
+            RuntimeError,
+        )
+        return frozen.codes
+
+    def _as_indices(self, indices: Tensor) -> Tensor:
+        """Indices into the codebook, int64, of what a caller gives."""
+        if indices.is_floating_point() or indices.dtype == torch.bool:
+            raise ValueError(f"indices have dtype {indices.dtype}; expected integers")
+        return indices.long()
+
+    def _spelled_out(self, indices: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
+        """Indices that came without a map's shape as tokens (B, T, L), and the shape of their positions."""
+        t, shape = self.tokens_per_position, tuple(indices.shape)
+        if t == 1:
+            return indices.reshape(1, 1, -1), shape
+        if len(shape) >= 3 and shape[1] == t:
+            return indices.reshape(shape[0], t, -1), (shape[0], *shape[2:])
+        if len(shape) == 2 and shape[1] % t == 0:
+            return indices.reshape(shape[0], t, -1), (shape[0], shape[1] // t)
+        raise ValueError(
+            f"indices of shape {shape} do not say which {t} tokens make a position; expected (B, {t}, ...) or "
+            f"(B, {t}*L), or pass shape=(B, H, W, C)"
+        )
+
+    def _entries(self, tokens: Tensor, positions: Sequence[int]) -> Tensor:
+        """The vectors (*positions, C) of tokens (B, T, L)."""
+        at = self._checked_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
+        codes = self._codes_in_use(dropout=False)
+        ends = np.cumsum([s.topk for s in self.slices])
+        vectors = [mean_of(codes, at[:, end - s.topk : end]) for s, end in zip(self.slices, ends)]
+        return torch.cat(vectors, dim=1).reshape(*positions, self.e_dim)
+
+    def _checked_tokens(self, at: Tensor) -> Tensor:
+        """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
+        if compiling() or tracing() or transformed() or is_fake(at) or at.numel() == 0:
+            return at
+        first, last = self._bounds.to(at.device).unbind(0)
+        if not on_the_host(at):
+            self._errors.unless(((at >= first) & (at < last)).all(), "an index names no code that its token can take")
+            return torch.min(torch.max(at, first), last - 1)  # so that a kernel does not stumble before we can say it
+        low, high = int(at.min()), int(at.max())
+        if low < 0 or high >= self.n_e:
+            raise ValueError(f"indices run from {low} to {high}; expected 0 to {self.n_e - 1}")
+        wrong = ((at < first) | (at >= last)).any(0)
+        if bool(wrong.any()):
+            token = int(wrong.long().argmax())
+            bad = at[:, token][(at[:, token] < first[token]) | (at[:, token] >= last[token])][0]
+            raise ValueError(
+                f"token {token + 1} of {len(first)} of a position is code {int(bad)} ({self.words[int(bad)]!r}); "
+                f"expected one of {int(first[token])} to {int(last[token]) - 1}. An image's indices are all first "
+                "tokens of its positions, then all second ones"
+            )
+        return at
+
+    def _check_input(self, z: Tensor) -> Optional[Tensor]:
+        """Refuse what is no map. Returns a number that tells this z from others, where the dropout asks for it."""
+        if not z.is_floating_point():
+            raise ValueError(f"z has dtype {z.dtype}; expected floating point")
+        channels = z.shape[-1 if self.channels_last else 1] if z.dim() >= 2 else None
+        if not 3 <= z.dim() <= 5 or channels != self.e_dim:
+            expected = f"(B, ..., {self.e_dim})" if self.channels_last else f"(B, {self.e_dim}, H, W)"
+            raise ValueError(
+                f"z has shape {tuple(z.shape)}; expected {expected}, with one to three spatial dimensions: e_dim is the "
+                f"total number of channels, {len(self.slices)} slice(s) together"
+            )
+        if z.numel() == 0:
+            raise ValueError(f"z has shape {tuple(z.shape)}, which holds no vector; expected B, H and W >= 1")
+        if batched_by_vmap(z):
+            raise ValueError("z is a batch of torch.vmap's; call the quantizer without vmap: its first dimension is one")
+        if compiling() or tracing() or transformed() or is_fake(z):
+            return None  # a NaN still shows, in z_q and in the loss
+        z = at_least_float32(z.detach())
+        total = z.sum()
+        if z.device.type == "cpu" and torch.isfinite(total):
+            return total  # one pass; the sum of finite values may overflow, and then the second pass decides
+        self._errors.unless(
+            torch.isfinite(z).all(),
+            "z holds NaN or infinite values: the encoder diverged; lower the learning rate or clip gradients",
+        )
+        return total
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        frozen = self._frozen
+        current = frozen is not None and bool(frozen.unchanged(list(self.transfer.parameters())))
+        super()._apply(fn, *args, **kwargs)
+        self.part_of_speech = moved_like(fn, self.part_of_speech)
+        self._bounds = moved_like(fn, self._bounds)
+        if frozen is not None:
+            weights = list(self.transfer.parameters()) if current else frozen.weights
+            self._frozen = _FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        self._state.save(destination, prefix)
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: List[str], *args: Any
+    ) -> None:
+        absent = self._state.take_from(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        if strict:
+            missing.extend(absent)
+
+    def __prepare_scriptable__(self) -> Any:
+        raise RuntimeError(
+            "torch.jit.script cannot compile this quantizer; use torch.compile to make it faster, and torch.export or "
+            "torch.onnx.export (after freeze_codebook()) to run it without this package"
+        )
+
+
+class _FrozenCodebook(NamedTuple):
+    codes: Tensor
+    weights: List[Tensor]  # the parameters it was computed from
+
+    def unchanged(self, now: Sequence[Tensor]) -> Tensor:
+        """0-d bool: whether the parameters are what they were."""
+        same = [n.dtype == then.dtype and (n.detach() == then.to(n.device)).all() for n, then in zip(now, self.weights)]
+        if not same or any(s is False for s in same):
+            return torch.tensor(not same, device=self.codes.device)
+        return torch.stack(same).all()  # type: ignore[arg-type]
+
+
+def mean_of(codes: Tensor, indices: Tensor) -> Tensor:
+    """(N, D): the mean of the codes at indices (N, k)."""
+    if indices.shape[1] == 1:
+        return F.embedding(indices.squeeze(1), codes)
+    return F.embedding(indices, codes).mean(dim=1)
+
+
+def check_flag(name: str, flag: Any) -> None:
+    if not isinstance(flag, bool):  # the text "False" would be true
+        raise ValueError(f"{name} is {flag!r}; expected true or false")
+
+
+def _name_of(transfer: nn.Module) -> str:
+    module = getattr(transfer, "module", transfer)
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _named(indices: Any, words: Sequence[str]) -> Any:
+    return [_named(i, words) for i in indices] if isinstance(indices, list) else words[indices]

@@ -1,0 +1,195 @@
+"""Dropout whose masks every process draws alike, a resumed run draws again, and gradient checkpointing finds again.
+
+The paper drops out inside the graph network (Zhang et al., CVPR 2024), so that under DDP the mask is part of the one
+codebook that all processes share: masks from each process's own generator would give each another codebook.
+"""
+
+from collections import deque
+from typing import Any, Deque, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from vqct_plugin._deferred import DeferredErrors
+from vqct_plugin._operators import operator
+from vqct_plugin._torch import compiling, in_backward
+
+_UNSET = -1  # a seed that nobody has asked for yet
+_REMEMBERED = 16  # forward passes whose backward pass may still be to come
+
+
+class SharedDropout(nn.Module):
+    """Dropout by a mask that is a function of two integers, a seed and how many masks were drawn before.
+
+    Nothing else enters: not the process, not the device, not how often anything else drew a random number. The seed
+    comes from the weights at the first mask: DDP gives all processes the same weights when it is built. Both integers
+    are in the state, and neither is a buffer: averages of weights and DDP leave them alone. 16 random bits decide about
+    an element, so p is kept to 2^-16.
+
+    Gradient checkpointing computes the forward pass again during the backward pass. That finds the mask of the pass
+    which it repeats: the only one there was, or the one whose input had the same ``fingerprint``. Where that does not
+    decide, it is refused.
+
+    Args:
+        p: the probability that an element becomes 0 while training.
+    """
+
+    seed: Tensor
+    draws: Tensor
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p < 1:
+            raise ValueError(f"dropout is {p!r}; expected a probability, 0 or more and less than 1")
+        self.p = float(p)
+        self.seed = torch.full((), _UNSET, dtype=torch.int64)
+        self.draws = torch.zeros((), dtype=torch.int64)
+        self._seeded = False  # known on the host, so that no step asks again
+        self._outstanding = _Outstanding()
+
+    def forward(self, x: Tensor, weights: Tensor, fingerprint: Optional[Tensor] = None) -> Tensor:
+        """x (any shape) with a share p of its elements set to 0 and the others divided by 1 - p.
+
+        Args:
+            x: floating point.
+            weights: what the seed is made from at the first mask: equal in all processes.
+            fingerprint: a 0-d number that tells the forward pass's input from others.
+        """
+        if self.p == 0:
+            return x
+        if self.draws.device != x.device:
+            self.seed, self.draws = self.seed.to(x.device), self.draws.to(x.device)
+        dropped = round(self.p * 2**16)
+        if not compiling() and in_backward():
+            draw = self._outstanding.find(fingerprint, x.device)
+        else:
+            if compiling() or not self._seeded:
+                self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
+                self._seeded = self._seeded or not compiling()
+            draw = self.draws.clone()
+            self.draws += 1
+            if not compiling():
+                self._outstanding.remember(draw, fingerprint)
+        keep = kept(self.seed, draw, x.numel(), dropped).view(x.shape)
+        return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        super()._apply(fn, *args, **kwargs)
+        self.seed, self.draws = moved_like(fn, self.seed), moved_like(fn, self.draws)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}seed"], destination[f"{prefix}draws"] = self.seed, self.draws
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: List[str], unexpected: List[str], *a: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, *a)
+        for name in ("seed", "draws"):
+            key = f"{prefix}{name}"
+            if key in state_dict:
+                getattr(self, name).copy_(state_dict[key])
+                self._seeded = False
+                if key in unexpected:
+                    unexpected.remove(key)
+            elif strict:
+                missing.append(key)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class _Outstanding:
+    """The masks of forward passes whose backward pass may still be to come, with their inputs' fingerprints."""
+
+    def __init__(self) -> None:
+        self._passes: Deque[Tuple[Tensor, Optional[Tensor]]] = deque(maxlen=_REMEMBERED)
+        self._since = 0  # forward passes since the last that was computed again
+        self._repeating = False
+        self._errors = DeferredErrors()
+
+    def remember(self, draw: Tensor, fingerprint: Optional[Tensor]) -> None:
+        if self._repeating:  # a backward pass has come and gone
+            self._passes.clear()
+            self._since, self._repeating = 0, False
+        self._passes.append((draw, fingerprint))
+        self._since += 1
+
+    def find(self, fingerprint: Optional[Tensor], device: torch.device) -> Tensor:
+        """The mask's number of the forward pass that is being computed again."""
+        self._repeating = True
+        if self._since == 1:
+            return self._passes[0][0]
+        known = [(draw, print_) for draw, print_ in self._passes if print_ is not None and print_.device == device]
+        if fingerprint is None or not known:
+            raise RuntimeError(_NOT_FOUND)
+        draws = torch.stack([draw for draw, _ in known])
+        same = torch.stack([print_ for _, print_ in known]) == fingerprint
+        self._errors.unless(same.sum() == 1, _NOT_FOUND, RuntimeError)
+        return (draws * same).sum()
+
+    # What is under way belongs to this module's graph, not to a copy's.
+    def __deepcopy__(self, memo: Any) -> "_Outstanding":
+        return _Outstanding()
+
+    def __reduce__(self) -> Any:
+        return _Outstanding, ()
+
+
+_NOT_FOUND = (
+    "gradient checkpointing computes a forward pass of the quantizer again, and of the several whose backward pass is "
+    "still to come it cannot be told which: run each backward pass before the next forward pass, or leave the "
+    "quantizer out of the checkpointed part"
+)
+
+
+def moved_like(fn: Any, tensor: Tensor) -> Tensor:
+    """``tensor`` on the device to which ``fn``, of ``Module._apply``, moves parameters; never in another dtype, and
+    never without its values, as on the meta device."""
+    device = fn(torch.empty(0, device=tensor.device)).device
+    return tensor if device.type == "meta" else tensor.to(device)
+
+
+def seed_from(weights: Tensor) -> Tensor:
+    """A 0-d integer in [0, 2^62) from the bits of the first few of some weights, on their device."""
+    bits = weights.detach().reshape(-1)[:8].float().view(torch.int32).long()
+    mixed = _splitmix64(bits ^ (torch.arange(bits.numel(), device=bits.device) << 32))
+    return mixed.sum() & (2**62 - 1)
+
+
+@operator(
+    "kept(Tensor seed, Tensor draw, int number, int dropped) -> Tensor",
+    lambda seed, draw, number, dropped: seed.new_empty(number, dtype=torch.bool),
+)
+def kept(seed: Tensor, draw: Tensor, number: int, dropped: int) -> Tensor:
+    """(number,) bool: which elements stay, when ``dropped`` of 2^16 go."""
+    return random_16_bits(number, seed, draw) >= dropped - 2**15
+
+
+def random_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:
+    """``number`` integers from -2^15 to 2^15 - 1, (number,), on the device of ``seed``: a function of the arguments.
+
+    Four from each 64-bit output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), run as a counter; 64-bit products
+    wrap around.
+    """
+    counter = torch.arange((number + 3) // 4, device=seed.device)
+    x = _splitmix64(counter + _splitmix64(seed + _splitmix64(stream)))
+    try:
+        lanes = x.view(torch.int16)
+    except (RuntimeError, TypeError):  # torch < 1.10 has no view of another size
+        lanes = torch.stack([((x >> shift) & 0xFFFF) for shift in (0, 16, 32, 48)], dim=1).view(-1)
+        lanes = lanes - ((lanes >= 2**15).long() << 16)
+    return lanes[:number]
+
+
+def _splitmix64(x: Tensor) -> Tensor:
+    x = x * -7046029254386353131 + -7046029254386353131  # the golden ratio's odd 64 bits, as signed
+    x = (x ^ _shifted_right(x, 30)) * -4658895280553007687
+    x = (x ^ _shifted_right(x, 27)) * -7723592293110705685
+    return x ^ _shifted_right(x, 31)
+
+
+def _shifted_right(x: Tensor, by: int) -> Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)  # >> keeps the sign of a signed integer; the mask takes it away
