@@ -13,8 +13,8 @@ _REDUCED = ("tf32", "bf16")
 
 def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which autocast is off for ``device``, on every torch since 1.7."""
-    if device.type == "meta":
-        return nullcontext()  # nothing is computed there
+    if device.type == "meta" or tracing():
+        return nullcontext()  # nothing is computed there; no context is written down
     if hasattr(torch, "autocast"):  # since torch 1.10
         return torch.autocast(device_type=device.type, enabled=False)
     return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
@@ -36,38 +36,34 @@ def exact_float32_products() -> Iterator[None]:
         finally:
             torch.backends.cuda.matmul.allow_tf32 = allowed
         return
+    switches = _switches_of_products()
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # the newer switch is in use
         precision = "highest"
     if precision != "highest":
         torch.set_float32_matmul_precision("highest")
-    lowered = _lowered_precisions()
-    for module, _ in lowered:
-        module.fp32_precision = "ieee"
+    for products, _ in switches:
+        if products.fp32_precision in _REDUCED:
+            products.fp32_precision = "ieee"
     try:
         yield
     finally:
-        for module, value in lowered:
-            module.fp32_precision = value
         if precision != "highest":
             torch.set_float32_matmul_precision(precision)
+        for products, value in switches:
+            if products.fp32_precision != value:
+                products.fp32_precision = value
 
 
-def _lowered_precisions() -> List[Tuple[Any, str]]:
-    """The switches of matrix products that stand at a lower precision by torch's newer interface, with their values.
+def _switches_of_products() -> List[Tuple[Any, str]]:
+    """The switches of matrix products in torch's newer interface, with their values; empty where it has none.
 
-    A switch that takes its value from one above it (``torch.backends.fp32_precision``) is given back as one that does.
+    One that takes its value from the switch above it (``torch.backends.fp32_precision``) reads as that; it is given
+    back as one of its own only where it was touched.
     """
-    found = []
-    whole = getattr(torch._C, "_get_fp32_precision_getter", None)
-    for name in ("cuda", "mkldnn"):
-        products = getattr(getattr(torch.backends, name, None), "matmul", None)
-        value = getattr(products, "fp32_precision", None)
-        if value in _REDUCED:
-            above = whole(name, "all") if whole is not None else "none"
-            found.append((products, "none" if value == above else value))
-    return found
+    found = [getattr(getattr(torch.backends, name, None), "matmul", None) for name in ("cuda", "mkldnn")]
+    return [(products, products.fp32_precision) for products in found if hasattr(products, "fp32_precision")]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
 """
 
+import math
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
 
@@ -171,7 +172,7 @@ class TransferredCodebook(nn.Module):
             return self._entries(tokens, positions)
         b, *positions_, c = (shape[0], *shape[2:], shape[1]) if channel_first else tuple(shape)
         t = self.tokens_per_position
-        length = int(np.prod(positions_))
+        length = math.prod(positions_)
         if c != self.e_dim or indices.numel() != b * t * length:
             order = "(B, C, H, W)" if channel_first else "(B, H, W, C)"
             raise ValueError(
@@ -297,9 +298,8 @@ class TransferredCodebook(nn.Module):
         """The vectors (*positions, C) of tokens (B, T, L)."""
         at = self._checked_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
         codes = self._codes_in_use(dropout=False)
-        ends = np.cumsum([s.topk for s in self.slices])
-        vectors = [mean_of(codes, at[:, end - s.topk : end]) for s, end in zip(self.slices, ends)]
-        return torch.cat(vectors, dim=1).reshape(*positions, self.e_dim)
+        tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
+        return torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1).reshape(*positions, self.e_dim)
 
     def _checked_tokens(self, at: Tensor) -> Tensor:
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
@@ -368,7 +368,13 @@ class TransferredCodebook(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: List[str], *args: Any
     ) -> None:
+        theirs, ours = state_dict.get(f"{prefix}transfer.weights"), getattr(self.transfer, "weights", None)
         absent = self._state.take_from(state_dict, prefix)
+        if theirs is not None and (ours is None or theirs.shape != ours.shape or not torch.allclose(theirs.cpu(), ours.cpu())):
+            raise PriorError(
+                "the checkpoint, of an early version, has another graph than this quantizer: build it with the "
+                "checkpoint's transfer and edge_weight"
+            )
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         if strict:
             missing.extend(absent)

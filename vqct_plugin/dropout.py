@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward
+from vqct_plugin._torch import compiling, in_backward, transformed
 
 _UNSET = -1  # a seed that nobody has asked for yet
 _REMEMBERED = 16  # forward passes whose backward pass may still be to come
@@ -60,6 +60,11 @@ class SharedDropout(nn.Module):
             return x
         if self.draws.device != x.device:
             self.seed, self.draws = self.seed.to(x.device), self.draws.to(x.device)
+        if transformed():
+            raise RuntimeError(
+                "torch.func's transforms cannot count this dropout's masks; call the quantizer in evaluation mode, or "
+                "build it with dropout=0"
+            )
         dropped = round(self.p * 2**16)
         if not compiling() and in_backward():
             draw = self._outstanding.find(fingerprint, x.device)

@@ -237,8 +237,9 @@ def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
 def propagate(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """``A~ · x`` (n, D) for the symmetric A~ in compressed rows."""
     weights = weights.to(x.dtype)
-    if transformed():  # torch.func takes no autograd function of ours
-        return _propagate_rows(x, neighbours, offsets, weights)
+    if transformed():  # torch.func differentiates neither an autograd function of ours nor embedding_bag
+        rows = torch.repeat_interleave(torch.arange(len(x), device=x.device), (offsets[1:] - offsets[:-1]).long())
+        return torch.zeros_like(x).index_add(0, rows, weights.unsqueeze(1) * x[neighbours.long()])
     return Propagate.apply(x, neighbours, offsets, weights)
 
 

@@ -1,0 +1,141 @@
+"""A quantizer's state stands alone, says what it is of, and reads what earlier versions wrote."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import make_prior
+from tests.test_quantizer import make
+from vqct_plugin import CodebookTransferQuantizer
+from vqct_plugin.prior import CodebookPrior, PriorError
+from vqct_plugin.state import prior_in, settings_in
+
+
+@pytest.mark.parametrize("parts", ["joint", "one", "two", "three"])
+@pytest.mark.parametrize("transfer", ["graph", "mlp", "linear", "table"])
+def test_a_quantizer_is_made_again_from_its_state_alone(parts, transfer, tmp_path):
+    options = {"edge_weight": "log"} if transfer == "graph" else {}
+    first = make(parts, topk=2, transfer=transfer, sane_index_shape=True, **options).eval()
+    torch.save({f"quantize.{key}": value for key, value in first.state_dict().items()}, tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt")
+    again = CodebookTransferQuantizer.from_state_dict(state, "quantize.").eval()
+    assert (again.words, again.slices, again.parts) == (first.words, first.slices, first.parts)
+    z = torch.randn(2, 24, 4, 4)
+    for ours, theirs in zip(first(z), again(z)):
+        assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else torch.equal(ours[2], theirs[2])
+    assert prior_in(state, "quantize.").fingerprint == first.prior.fingerprint
+    assert prior_in(state) is None
+    assert settings_in(state) == {}
+
+
+def test_the_state_holds_the_words_once_and_in_the_precision_they_have():
+    prior = make_prior((300, 500))
+    prior = CodebookPrior(
+        prior.words, prior.part_of_speech, prior.count, prior.vectors.astype(np.float16), prior.edges, prior.edge_count
+    )
+    quantizer = CodebookTransferQuantizer(800, 24, prior=prior)
+    state = quantizer.state_dict()
+    assert state["prior.vectors"].dtype == torch.float16
+    assert state["prior.edges"].dtype == torch.int32
+    assert sum(key.startswith("prior.") for key in state) == 6
+    assert not any(tuple(v.shape) == prior.vectors.shape for k, v in state.items() if k != "prior.vectors")
+    assert copy.deepcopy(quantizer).prior is quantizer.prior  # copies of a model share it
+
+
+def test_casting_a_model_leaves_the_prior_as_it_is():
+    quantizer = make("two")
+    vectors = quantizer.state_dict()["prior.vectors"].clone()
+    half = quantizer.half().state_dict()
+    assert half["transfer.layer1.weight"].dtype == torch.float16
+    assert torch.equal(half["prior.vectors"], vectors)
+    assert torch.equal(quantizer.transfer.propagated, make("two").transfer.propagated)
+
+
+OTHER = {
+    "topk": ({"topk": 2}, "topk"),
+    "edge_weight": ({"edge_weight": "log"}, "edge_weight"),
+    "transfer": ({"transfer": "mlp"}, "transfer"),
+    "l2_normalize": ({"l2_normalize": True}, "l2_normalize"),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("case", OTHER)
+def test_a_state_of_other_settings_is_refused_and_both_are_named(case, strict):
+    options, name = OTHER[case]
+    quantizer = make("two")
+    before = copy.deepcopy(quantizer.state_dict())
+    with pytest.raises(PriorError, match=f"the checkpoint's codebook has {name}=.*, this quantizer .*Build it with"):
+        quantizer.load_state_dict(make("two", **options).state_dict(), strict=strict)
+    assert all(torch.equal(before[key], value) for key, value in quantizer.state_dict().items())
+
+
+def test_a_joint_codebook_does_not_load_over_two_parts():
+    with pytest.raises(PriorError, match="parts_of_speech='joint', this quantizer \\['adjective', 'noun'\\]"):
+        make("two", n_e=60, e_dim=24).load_state_dict(make("joint", n_e=60, e_dim=12).state_dict())
+
+
+def test_left_out_settings_are_not_compared():
+    """What the message offers: go on from weights trained with another topk."""
+    state = make("two", topk=2).state_dict()
+    del state["settings"]
+    make("two").load_state_dict(state, strict=False)
+
+
+def damage(state, key, value):
+    return {**state, key: torch.tensor(list(value), dtype=torch.uint8)}
+
+
+def test_damaged_states_are_refused():
+    quantizer = make("two")
+    state = quantizer.state_dict()
+    for key in ("prior.header", "settings"):
+        with pytest.raises(PriorError, match=f"{key} in the checkpoint is damaged"):
+            quantizer.load_state_dict(damage(state, key, b"no json"))
+    with pytest.raises(PriorError, match="is not complete"):
+        CodebookTransferQuantizer.from_state_dict({k: v for k, v in state.items() if k != "prior.edges"})
+    with pytest.raises(PriorError, match="does not match the fingerprint"):
+        CodebookTransferQuantizer.from_state_dict({**state, "prior.vectors": state["prior.vectors"] + 1})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        quantizer.load_state_dict({k: v for k, v in state.items() if k != "prior.count"})
+    with pytest.raises(PriorError, match="has no prior.header"):
+        CodebookTransferQuantizer.from_state_dict({})
+
+
+def earlier(quantizer):
+    """The state as versions before this format wrote it: A~X and the graph, no words."""
+    identity = {"fingerprint": quantizer.prior.fingerprint, "description": quantizer.prior.describe()}
+    state = {k: v for k, v in quantizer.state_dict().items() if not k.startswith(("prior.", "settings"))}
+    state["prior_identity"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
+    transfer = quantizer.transfer
+    for name in ("propagated", "neighbours", "offsets", "weights"):
+        state[f"transfer.{name}"] = getattr(transfer, name).clone()
+    return state
+
+
+def test_checkpoints_of_earlier_versions_are_read():
+    first, second = make("two"), make("two")
+    second.load_state_dict(earlier(first))
+    assert torch.equal(first.embedding.weight, second.embedding.weight)
+
+
+def test_checkpoints_of_earlier_versions_over_another_prior_or_graph_are_refused():
+    with pytest.raises(PriorError, match=r"made up from seed 1.*made up from seed 2"):
+        make("two", seed=2).load_state_dict(earlier(make("two", seed=1)))
+    with pytest.raises(PriorError, match="has another graph than this quantizer"):
+        make("two").load_state_dict(earlier(make("two", edge_weight="log")))
+    broken = {**earlier(make("two")), "prior_identity": torch.zeros(5, dtype=torch.uint8)}
+    with pytest.raises(PriorError, match="does not say which prior"):
+        make("two").load_state_dict(broken)
+
+
+def test_a_dropout_goes_on_where_it_was():
+    first, second = make("two"), make("two")
+    z = torch.randn(2, 24, 4, 4)
+    for _ in range(3):
+        first(z)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first(z)[0], second(z)[0])

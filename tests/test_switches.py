@@ -1,0 +1,363 @@
+"""What users of a GPU turn on: torch.compile, gradient checkpointing, averaged weights, lower precision, torch.func.
+
+Everything here runs on a CPU. ``inductor`` compiles for the CPU then, and the partitioner that decides what the backward
+pass computes again is the same one. tests/gpu does it on a GPU.
+"""
+
+import copy
+import shutil
+
+import pytest
+import torch
+
+from tests.test_quantizer import make
+
+needs_compile = pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch.compile needs torch 2")
+needs_func = pytest.mark.skipif(not hasattr(torch, "func"), reason="torch.func came with torch 2")
+BACKENDS = ["aot_eager_decomp_partition"]
+if shutil.which("g++") or shutil.which("clang++"):
+    BACKENDS.append("inductor")
+
+
+def gradients(module):
+    return [p.grad.clone() for p in module.parameters()]
+
+
+def close(ours, theirs, tolerance=1e-5):
+    return all((a - b).norm() <= tolerance * b.norm() for a, b in zip(ours, theirs))
+
+
+# ----------------------------------------------------------------------------------------------------- torch.compile
+
+
+@needs_compile
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_in_one_piece_gives_the_values_and_gradients_of_eager(backend, training):
+    """Above all of W1 and b1, which lie behind the dropout's mask: the backward pass must not draw another."""
+    torch._dynamo.reset()
+    quantizer = make("two", topk=2).train(training)
+    reference = copy.deepcopy(quantizer)
+    compiled = torch.compile(quantizer, backend=backend, fullgraph=True)
+    for _ in range(3):
+        z = torch.randn(2, 24, 4, 4, requires_grad=True)
+        z2 = z.detach().clone().requires_grad_()
+        for module, at in ((compiled, z), (reference, z2)):
+            z_q, loss, (_, _, indices) = module(at)
+            (loss + z_q.pow(2).sum()).backward()
+            if module is compiled:
+                got = z_q, loss, indices
+        assert torch.allclose(got[0], z_q, atol=1e-6)
+        assert torch.allclose(got[1], loss, rtol=1e-6)
+        assert torch.equal(got[2], indices)
+        assert close(gradients(quantizer), gradients(reference))
+        assert torch.allclose(z.grad, z2.grad, atol=1e-6)
+        quantizer.zero_grad()
+        reference.zero_grad()
+    assert int(quantizer.transfer.dropout.draws) == (3 if training else 0)
+
+
+@needs_compile
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_decoding_and_a_frozen_codebook_compile_in_one_piece(backend, frozen):
+    torch._dynamo.reset()
+    quantizer = make("two", topk=2).eval()
+    if frozen:
+        quantizer.freeze_codebook()
+    z = torch.randn(2, 24, 4, 4)
+    z_q, _, (_, _, indices) = quantizer(z)
+    assert torch.allclose(torch.compile(quantizer, backend=backend, fullgraph=True)(z)[0], z_q, atol=1e-6)
+    entry = torch.compile(quantizer.get_codebook_entry, backend=backend, fullgraph=True)
+    assert torch.allclose(entry(indices, (2, 4, 4, 24)), z_q, atol=1e-6)
+    code = torch.compile(quantizer.embed_code, backend=backend, fullgraph=True)
+    assert torch.allclose(code(indices.view(2, -1)), z_q, atol=1e-6)
+
+
+@needs_compile
+def test_a_compiled_frozen_codebook_that_is_stale_gives_nothing_that_looks_right():
+    torch._dynamo.reset()
+    quantizer = make("two").eval().freeze_codebook()
+    compiled = torch.compile(quantizer, backend="aot_eager", fullgraph=True)
+    z = torch.randn(2, 24, 4, 4)
+    assert torch.isfinite(compiled(z)[0]).all()
+    quantizer.transfer.layer2.weight.data.add_(1)
+    assert torch.isnan(compiled(z)[0]).all()
+
+
+# ------------------------------------------------------------------------------------------- gradient checkpointing
+
+
+def encoded(quantizer, convolution):
+    return lambda x: quantizer(convolution(x))[:2]
+
+
+def backward_of(*passes):
+    sum(power * z_q.pow(2).sum() + loss for power, (z_q, loss) in enumerate(passes, start=1)).backward()
+
+
+def checkpointed(function, x, reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    old = not hasattr(torch, "compile")  # before 1.11 there is the reentrant way only
+    return checkpoint(function, x) if old else checkpoint(function, x, use_reentrant=reentrant)
+
+
+WAYS = [True, False] if hasattr(torch, "compile") else [True]
+
+
+@pytest.mark.parametrize("reentrant", WAYS)
+@pytest.mark.parametrize("outstanding", [1, 2, 3])
+def test_checkpointing_gives_the_gradients_of_no_checkpointing(reentrant, outstanding):
+    """Also where several forward passes wait for one backward pass: each is computed again with its own mask."""
+    quantizer, convolution = make("two"), torch.nn.Conv2d(3, 24, 1)
+    reference = copy.deepcopy(quantizer)
+    for _ in range(2):
+        xs = [torch.randn(2, 3, 4, 4, requires_grad=True) for _ in range(outstanding)]
+        backward_of(*(checkpointed(encoded(quantizer, convolution), x, reentrant) for x in xs))
+        backward_of(*(encoded(reference, convolution)(x) for x in xs))
+    assert close(gradients(quantizer), gradients(reference), 1e-6)
+    assert int(quantizer.transfer.dropout.draws) == int(reference.transfer.dropout.draws) == 2 * outstanding
+
+
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_passes_that_nothing_tells_apart_are_refused(reentrant):
+    quantizer, convolution = make("two"), torch.nn.Conv2d(3, 24, 1)
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    passes = [checkpointed(encoded(quantizer, convolution), x, reentrant) for _ in range(2)]
+    with pytest.raises(RuntimeError, match="it cannot be told which"):
+        backward_of(*passes)
+
+
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_a_forward_pass_between_two_backward_passes_does_not_confuse_them(reentrant):
+    """As with a discriminator's step between the generator's."""
+    quantizer, convolution = make("two"), torch.nn.Conv2d(3, 24, 1)
+    reference = copy.deepcopy(quantizer)
+    for _ in range(3):
+        x = torch.randn(2, 3, 4, 4, requires_grad=True)
+        backward_of(checkpointed(encoded(quantizer, convolution), x, reentrant))
+        backward_of(encoded(reference, convolution)(x))
+        for module in (quantizer, reference):
+            module(convolution(x).detach() * 2)
+    assert close(gradients(quantizer), gradients(reference), 1e-6)
+
+
+# ------------------------------------------------------------------------------------------------- averaged weights
+
+
+def trained_a_little(quantizer, steps=3):
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-2)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        quantizer(torch.randn(2, 24, 4, 4))[1].backward()
+        optimizer.step()
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="AveragedModel(use_buffers=True) is newer")
+def test_averages_with_buffers_keep_words_and_graph():
+    """The average of the weights, over the graph as it is; and its state loads into a quantizer."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    quantizer = make("two")
+    averaged = AveragedModel(quantizer, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for _ in range(30):
+        trained_a_little(quantizer, 1)
+        averaged.update_parameters(quantizer)
+    by_hand = make("two")
+    for ours, average in zip(by_hand.parameters(), averaged.module.parameters()):
+        ours.data.copy_(average)
+    assert torch.equal(averaged.module.embedding.weight, by_hand.embedding.weight)
+    assert not torch.equal(by_hand.embedding.weight, quantizer.embedding.weight)
+    state = {key[len("module.") :]: v for key, v in averaged.state_dict().items() if key.startswith("module.")}
+    loaded = make("two")
+    loaded.load_state_dict(state)
+    assert torch.equal(loaded.embedding.weight, by_hand.embedding.weight)
+
+
+def test_nothing_is_a_buffer():
+    """So that no average, no ``.half()`` and no broadcast of DDP reaches what never changes."""
+    for transfer in ("graph", "mlp", "linear", "table"):
+        assert list(make("two", transfer=transfer).named_buffers()) == []
+
+
+def test_lightnings_averaging_keeps_the_codebook(tmp_path):
+    pl = pytest.importorskip("pytorch_lightning")
+    callbacks = pytest.importorskip("pytorch_lightning.callbacks")
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("EMAWeightAveraging came with Lightning 2.6")
+
+    class Model(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.quantize = make("two")
+
+        def training_step(self, batch, _):
+            return self.quantize(batch)[1]
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+    model, data = Model(), torch.utils.data.DataLoader(torch.randn(40, 24, 4, 4), batch_size=2)
+    trainer = pl.Trainer(
+        max_steps=20, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+        callbacks=[callbacks.EMAWeightAveraging(decay=0.9)], default_root_dir=tmp_path, enable_model_summary=False,
+    )
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "averaged.ckpt")
+    state = torch.load(tmp_path / "averaged.ckpt", weights_only=False)["state_dict"]
+    loaded = Model()
+    loaded.load_state_dict(state)  # not refused: prior and graph are whole
+    dense = loaded.quantize.transfer.propagated
+    assert torch.equal(dense, make("two").transfer.propagated)
+    assert torch.isfinite(loaded.quantize.embedding.weight).all()
+
+
+def test_averages_that_hosts_keep_are_of_the_weights_alone():
+    """LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma``, by what they go through: named parameters."""
+    quantizer = make("two")
+    average = copy.deepcopy(quantizer)
+    trained_a_little(quantizer)
+    with torch.no_grad():
+        names = dict(average.named_parameters())
+        for name, p in quantizer.named_parameters():
+            names[name].mul_(0.9).add_(p, alpha=0.1)
+    assert torch.equal(average.transfer.propagated, quantizer.transfer.propagated)
+    assert set(names) == {"transfer.layer1.weight", "transfer.layer1.bias", "transfer.layer2.weight", "transfer.layer2.bias"}
+
+
+def test_diffusers_averages():
+    EMAModel = pytest.importorskip("diffusers.training_utils").EMAModel
+    quantizer = make("two").eval()
+    ema = EMAModel(quantizer.parameters(), decay=0.9)
+    before = quantizer.embedding.weight.detach().clone()
+    trained_a_little(quantizer.train())
+    ema.step(quantizer.parameters())
+    ema.store(quantizer.parameters())
+    ema.copy_to(quantizer.parameters())
+    between = quantizer.embedding.weight.detach().clone()
+    ema.restore(quantizer.parameters())
+    assert not torch.equal(between, before)
+    assert not torch.equal(between, quantizer.embedding.weight)
+
+
+# ------------------------------------------------------------------------------------------------------- precision
+
+
+def set_everything_back():
+    torch.set_float32_matmul_precision("highest")
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        torch.backends.fp32_precision = "none"
+        torch.backends.cuda.matmul.fp32_precision = "none"
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+def read_switches():
+    new = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    found = [torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision] if new else []
+    try:
+        return [*found, torch.get_float32_matmul_precision()]
+    except RuntimeError:
+        return [*found, "cannot be read"]
+
+
+SWITCHES = {
+    "old": lambda: torch.set_float32_matmul_precision("high"),
+    "old, medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "older": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "new": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+    "new, for all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
+    "new, of the CPU": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+    "both": lambda: (SWITCHES["old"](), SWITCHES["new, for all"]()),
+    "both, against each other": lambda: (SWITCHES["old"](), setattr(torch.backends.cuda.matmul, "fp32_precision", "ieee")),
+}
+
+
+@pytest.mark.skipif(not hasattr(torch, "set_float32_matmul_precision"), reason="no such switch in this torch")
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_a_lower_precision_of_products_changes_no_choice_and_stays_as_it_was(switch):
+    if switch.startswith(("new", "both")) and not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("torch's newer switch came with 2.9")
+    from vqct_plugin._torch import exact_float32_products
+
+    quantizer = make("two", dropout=0)
+    z = torch.randn(2, 24, 4, 4)
+    expected = quantizer(z)[2][2]
+    set_everything_back()
+    try:
+        SWITCHES[switch]()
+        before = read_switches()
+        assert torch.equal(quantizer(z)[2][2], expected)
+        with exact_float32_products():
+            assert not set(read_switches()) & {"tf32", "bf16", "high", "medium"}
+        assert read_switches() == before
+    finally:
+        set_everything_back()
+
+
+# -------------------------------------------------------------------------------------------- transforms, no values
+
+
+@needs_func
+def test_torch_func_gives_the_gradients_of_autograd():
+    quantizer = make("two").eval()
+    z = torch.randn(2, 24, 4, 4)
+    leaf = z.clone().requires_grad_()
+    quantizer(leaf)[1].backward()
+    of_z = torch.func.grad(lambda z: quantizer(z)[1])(z)
+    assert torch.allclose(of_z, leaf.grad, atol=1e-6)
+    weights = {name: p.detach() for name, p in quantizer.named_parameters()}
+    of_weights = torch.func.grad(lambda weights: torch.func.functional_call(quantizer, weights, (z,))[1])(weights)
+    for name, p in quantizer.named_parameters():
+        assert torch.allclose(of_weights[name], p.grad, atol=1e-5), name
+
+
+@needs_func
+def test_what_torch_func_cannot_do_is_refused_in_a_sentence():
+    quantizer = make("two")
+    z = torch.randn(2, 24, 4, 4)
+    with pytest.raises(RuntimeError, match="in evaluation mode, or build it with dropout=0"):
+        torch.func.grad(lambda z: quantizer(z)[1])(z)
+    with pytest.raises(ValueError, match="call the quantizer without vmap"):
+        torch.vmap(lambda z: quantizer(z[None])[0])(z)
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="an older torch.jit.script does not ask")
+def test_scripting_is_refused_in_a_sentence():
+    for module in (make("two"), torch.nn.Sequential(make("two"))):
+        with pytest.raises(RuntimeError, match=r"torch\.jit\.script cannot compile this quantizer; use torch\.compile"):
+            torch.jit.script(module)
+
+
+def test_the_meta_device_gives_shapes_and_no_word_is_lost_there():
+    quantizer = make("two", topk=2).eval()
+    expected = quantizer.embedding.weight.detach().clone()
+    state = copy.deepcopy(quantizer.state_dict())
+    z_q, loss, (_, _, indices) = copy.deepcopy(quantizer).to("meta")(torch.empty(2, 24, 4, 4, device="meta"))
+    assert (z_q.shape, loss.shape, indices.shape) == ((2, 24, 4, 4), (), (96,))
+    assert z_q.device.type == "meta"
+    if hasattr(quantizer, "to_empty"):
+        back = copy.deepcopy(quantizer).to("meta").to_empty(device="cpu")
+        back.load_state_dict(state)
+        assert torch.equal(back.embedding.weight, expected)
+
+
+@needs_compile
+def test_fake_tensors_give_shapes():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    quantizer = make("two", topk=2)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        z_q, _, (_, _, indices) = quantizer.eval()(torch.empty(2, 24, 4, 4))
+    assert (z_q.shape, indices.shape) == ((2, 24, 4, 4), (96,))
+
+
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="autocast on the CPU needs torch 1.10")
+def test_autocast_does_not_touch_a_learned_table():
+    table = make("joint", transfer="table")
+    z = torch.randn(2, 24, 4, 4)
+    expected = table(z)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = table(z)
+    assert torch.equal(got[2][2], expected[2][2])
+    assert torch.equal(got[1], expected[1])
