@@ -35,7 +35,7 @@ def test_blocks_make_no_difference(monkeypatch):
 @pytest.mark.parametrize("dim", [1, 2, 40])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_of_equally_near_ones_the_first_is_taken_however_many_there_are(dim, dtype):
-    """Hundreds of words of one vector, more than there are candidates; 1,000 words are several groups of columns."""
+    """Hundreds of words of one vector, more than there are candidates."""
     rng = np.random.RandomState(3)
     vectors = rng.randn(7, dim).astype(dtype)[rng.randint(7, size=1000)]
     among = rng.permutation(1000)[:900].tolist()
@@ -46,6 +46,18 @@ def test_of_equally_near_ones_the_first_is_taken_however_many_there_are(dim, dty
         others = [word for word in among if word != query]
         expected = sorted(others, key=lambda i: (-round(float(unit[query] @ unit[i]), 6), place[i]))[:4]
         assert row.tolist() == expected
+
+
+@pytest.mark.parametrize("k", [1, 12])
+def test_among_thousands_the_nearest_are_found_wherever_they_stand(k):
+    """3,001 words are 46 groups of columns and 57 columns beside them."""
+    vectors = np.random.RandomState(8).randn(3001, 5).astype(np.float32)
+    unit = vectors / np.linalg.norm(vectors.astype(float), axis=1, keepdims=True)
+    cosines = unit[:300] @ unit.T
+    cosines[np.arange(300), np.arange(300)] = -2
+    expected = np.argsort(-cosines, axis=1)[:, :k]
+    assert (expected >= 2944).any()
+    np.testing.assert_array_equal(nearest(vectors, range(300), range(3001), k), expected)
 
 
 def test_what_float32_cannot_tell_apart_is_decided_in_float64():
