@@ -14,6 +14,11 @@ whose tags are the same. Prompt encodings with a language model (the MiniLM of t
 and 25 times.
 
 The contestants take turns; the figures are medians over the rounds.
+
+    python benchmarks/prior.py --words 262144
+
+measures no captions but a prior of so many made-up words, with vectors of 768 dimensions in float16 and 12 edges a
+word: made in memory, saved, loaded, half of it selected; and the search for near words, for some of them.
 """
 
 import argparse
@@ -31,11 +36,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqct_plugin.building.captions import Captions
 from vqct_plugin.building.counting import count_captions
+from vqct_plugin.building.neighbours import nearest
 from vqct_plugin.building.tagging import PARTS, CaptionTagger, ensure_nltk_data
 from vqct_plugin.building.vectors import LanguageModel, PromptEncodings
+from vqct_plugin.prior import CodebookPrior
 
 #: what is compared, and at least how many times faster ours has to be
 TARGETS = {"plain recipe / ours, two workers": 2.0, "one word at a time / batches": 8.0}
@@ -162,6 +171,49 @@ def count_only(path: Path, workers: int) -> Dict[str, float]:
     return {"captions": corpus.captions, "process": own, "largest worker": workers_peak}
 
 
+def large(words: int, dim: int, edges: int, rounds: int, asked: int = 2048) -> Dict[str, List[float]]:
+    """Seconds of each thing done with a prior of so many made-up words, in each round."""
+    rng = np.random.default_rng(0)
+    adjectives = max(words * 39 // 100, 1)  # as in the default prior
+    sizes = [adjectives, words - adjectives]
+    made: Dict[str, Any] = {
+        "words": [f"word{i}" for i in rng.permutation(words)],
+        "part_of_speech": np.repeat([0, 1], sizes),
+        "count": rng.integers(0, 1_000_000, words),
+        "vectors": rng.standard_normal((words, dim), dtype=np.float32).astype(np.float16),
+        "edges": np.stack([rng.integers(0, adjectives, edges), rng.integers(adjectives, words, edges)]),
+        "edge_count": rng.integers(1, 50, edges),
+    }
+    seconds: Dict[str, List[float]] = {}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        result = work()
+        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return result
+
+    nouns = range(adjectives, words)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prior.safetensors"
+        for _ in range(rounds):
+            prior = timed("made in memory", lambda: CodebookPrior(**made))
+            timed("saved, the fingerprint included", lambda: prior.save(file, overwrite=True))  # noqa: B023
+            loaded = timed("loaded and checked", lambda: CodebookPrior.load(file))
+            timed("half of it selected", lambda: loaded.select(words // 2))  # noqa: B023
+            _check(loaded.fingerprint == prior.fingerprint, "what was loaded is not what was saved")
+    some = range(min(asked, adjectives))
+    timed(f"the 3 nearest nouns of {len(some):,} adjectives", lambda: nearest(made["vectors"], some, nouns, 3))
+    return seconds
+
+
+def report_of_large(words: int, dim: int, edges: int, seconds: Dict[str, List[float]]) -> str:
+    """The figures, as Markdown."""
+    lines = [f"{processor()}, {os.cpu_count()} cores", ""]
+    lines.append(f"{words:,} words, vectors of {dim} in float16 ({words * dim * 2 / 1e6:,.0f} MB), {edges:,} edges")
+    lines += ["", "| | seconds |", "|---|---|"]
+    return "\n".join(lines + [f"| {name} | {_shown(times)} |" for name, times in seconds.items()])
+
+
 def report(results: Dict[str, Any]) -> str:
     """The figures, as Markdown."""
     lines = [f"{results['processor']}, {results['cores']} cores", "", "| | seconds | |", "|---|---|---|"]
@@ -234,15 +286,28 @@ def default_plm() -> str:
 
 def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("captions", type=Path, metavar="FILE", help="a captions file; Flickr8k's for our figures")
+    parser.add_argument(
+        "captions", type=Path, nargs="?", metavar="FILE", help="a captions file; Flickr8k's for our figures"
+    )
     parser.add_argument("--plm", metavar="NAME_OR_FOLDER", help="default: all-MiniLM-L6-v2 of its PyPI package")
     parser.add_argument("--prompts", type=int, default=1000, metavar="N", help="how many are encoded")
     parser.add_argument("--sample", type=int, default=8000, metavar="N", help="captions that show where time goes")
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--memory", action="store_true", help="the peak of memory too; takes minutes")
+    parser.add_argument("--words", type=int, metavar="N", help="instead: a prior of N made-up words; 262144")
+    parser.add_argument("--dim", type=int, default=768, metavar="N", help="of the vectors of these")
     parser.add_argument("--output", type=Path, metavar="FILE", help="all figures, as JSON")
     parser.add_argument("--count-only", type=int, metavar="WORKERS", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if (options.captions is None) == (options.words is None):
+        parser.error("name a captions file, or how many --words to make up: one of the two")
+    if options.words is not None:
+        edges = 12 * options.words
+        seconds = large(options.words, options.dim, edges, options.rounds)
+        print(report_of_large(options.words, options.dim, edges, seconds))
+        if options.output:
+            options.output.write_text(json.dumps(seconds, indent=2), encoding="utf-8")
+        return seconds
     ensure_nltk_data()
     if options.count_only is not None:
         print(json.dumps(count_only(options.captions, options.count_only)))

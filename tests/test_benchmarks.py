@@ -106,6 +106,20 @@ def test_the_benchmark_of_building_measures_all_it_says(flickr8k, nltk_data, min
     assert "| target | at least | measured | |" in module.report(results)
 
 
+@pytest.mark.skipif(bool(NEEDED), reason=f"building a prior needs {', '.join(NEEDED)}")
+def test_the_benchmark_of_a_large_prior_measures_all_it_says(tmp_path, capsys):
+    module, output = load("prior"), tmp_path / "results.json"
+    seconds = module.main(f"--words 300 --dim 8 --rounds 2 --output {output}".split())
+    assert [len(times) for times in seconds.values()] == [2, 2, 2, 2, 1]
+    assert json.loads(output.read_text()) == seconds
+    told = capsys.readouterr().out
+    assert "300 words, vectors of 8 in float16 (0 MB), 3,600 edges" in told
+    assert "| the 3 nearest nouns of 117 adjectives |" in told
+    with pytest.raises(SystemExit):
+        module.main([])
+    assert "one of the two" in capsys.readouterr().err
+
+
 def test_the_benchmark_of_drawing_measures_all_it_says():
     pytest.importorskip("pytorch_lightning")
     pytest.importorskip("taming")

@@ -1,5 +1,7 @@
 """The prior and its file: what goes in comes out, and whatever is wrong is refused with one type of error."""
 
+import copy
+import hashlib
 import json
 import os
 import pickle
@@ -170,9 +172,88 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["p.safetensors"]
 
 
-def test_arrays_cannot_be_written_into():
-    with pytest.raises(ValueError, match="read-only"):
-        small().vectors[0, 0] = 1
+@pytest.mark.parametrize(
+    "copied", [lambda prior: prior, copy.copy, copy.deepcopy, lambda prior: pickle.loads(pickle.dumps(prior))]
+)
+def test_arrays_cannot_be_written_into_nor_a_fingerprint_become_untrue(copied):
+    prior = small()
+    before = prior.fingerprint
+    prior.index("red")
+    prior = copied(prior)
+    assert prior.fingerprint == before
+    assert prior.index("red") == 1
+    for name in ("part_of_speech", "count", "vectors", "edges", "edge_count"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(prior, name)[..., 0] = 1
+
+
+def test_the_fingerprint_is_computed_once(monkeypatch):
+    prior = small()
+    first = prior.fingerprint
+    monkeypatch.setattr(CodebookPrior, "_file_arrays", None)
+    assert prior.fingerprint == first
+
+
+def test_a_file_has_the_bytes_it_always_had(tmp_path):
+    """Whoever made a prior with an earlier release can make it again: these are of the first."""
+    small().save(tmp_path / "small.safetensors")
+    make_prior().save(tmp_path / "made.safetensors")
+    digests = [hashlib.sha256((tmp_path / f"{n}.safetensors").read_bytes()).hexdigest()[:16] for n in ("small", "made")]
+    assert digests == ["fca05b6e6b3dfe05", "2e4d8b5ca9bafd1f"]
+
+
+def test_any_words_are_sorted_as_python_sorts_them():
+    """By part, then count, then word, letter by letter: also beyond ASCII and beyond 16 bits."""
+    rng = random.Random(0)
+    words = sorted({"".join(rng.choices("aAzé\u03a9\uffe6\U0001f34a-", k=rng.randint(1, 4))) for _ in range(600)})
+    rng.shuffle(words)
+    part, count = [rng.randint(0, 2) for _ in words], [rng.randint(0, 5) for _ in words]
+    vectors = np.arange(len(words), dtype=np.float32).reshape(-1, 1)
+    prior = CodebookPrior(words, part, count, vectors, [], [], parts=("a", "b", "c"))
+    order = sorted(range(len(words)), key=lambda i: (part[i], -count[i], words[i]))
+    assert prior.words == tuple(words[i] for i in order)
+    assert prior.vectors[:, 0].tolist() == order
+
+
+def test_repeated_edges_are_merged_as_a_dictionary_merges_them():
+    prior, rng = make_prior((40, 50), n_edges=1), np.random.RandomState(0)
+    ends = np.stack([rng.randint(0, 40, 3000), rng.randint(40, 90, 3000)])
+    counts = rng.randint(1, 9, 3000)
+    ends[:, ::3] = ends[::-1, ::3]
+    merged = {}
+    for (a, b), c in zip(ends.T.tolist(), counts.tolist()):
+        merged[min(a, b), max(a, b)] = merged.get((min(a, b), max(a, b)), 0) + c
+    prior = CodebookPrior(**{**vars_of(prior), "edges": ends, "edge_count": counts})
+    assert list(zip(map(tuple, prior.edges.T.tolist()), prior.edge_count.tolist())) == sorted(merged.items())
+
+
+def test_sums_of_counts_too_large_are_refused_also_where_they_would_wrap_round():
+    for repeats in (2, 2048):
+        with pytest.raises(PriorError, match=r"add up to .*at most 2\*\*53"):
+            small(edges=np.tile([[1], [0]], repeats), edge_count=[2**53] * repeats)
+
+
+def within_parts():
+    """wheel - orange the fruit, which are both nouns, and wheel - red."""
+    return small(edges=[[0, 0], [3, 1]], edge_count=[6, 2], edges_within_parts=True)
+
+
+def test_edges_within_a_part_are_kept_where_they_are_asked_for(tmp_path):
+    prior = within_parts()
+    assert prior.neighbours("wheel") == [("orange", "noun", 6), ("red", "adjective", 2)]
+    prior.save(tmp_path / "p.safetensors")
+    loaded = CodebookPrior.load(tmp_path / "p.safetensors")
+    assert loaded.edges_within_parts
+    assert same(prior, loaded)
+    # a release that reads version 1 only says so, and does not find an edge that it thinks is wrong
+    assert b'\\"version\\":2' in (tmp_path / "p.safetensors").read_bytes()
+    assert prior.select(2, ["noun"]).neighbours("wheel") == [("orange", "noun", 6)]
+    # the same codebook, whether or not more edges would have been allowed
+    assert small(edges_within_parts=True).fingerprint == small().fingerprint
+    with pytest.raises(PriorError, match="edge 0 ties 'wheel' to itself"):
+        small(edges=[[0], [0]], edge_count=[1], edges_within_parts=True)
+    with pytest.raises(PriorError, match="edges_within_parts is 'yes'; expected True or False"):
+        small(edges_within_parts="yes")
 
 
 def test_select_keeps_the_most_frequent_and_the_edges_among_them():
@@ -275,7 +356,8 @@ def parts_of_a_file(tmp_path):
 
 FILE_REFUSALS = {
     "another format": (lambda h, a: h.update(format="words"), "does not say it is a 'vqct_prior'"),
-    "another version": (lambda h, a: h.update(version=2), "format version 2; this release of vqct_plugin reads 1"),
+    "another version": (lambda h, a: h.update(version=3), "format version 3; this release .* reads 1 and 2"),
+    "version 2 without its key": (lambda h, a: h.update(version=2), "has no bool called 'edges_within_parts'"),
     "no version": (lambda h, a: h.pop("version"), "format version None"),
     "no words": (lambda h, a: h.pop("words"), "no list called 'words'"),
     "fewer words": (lambda h, a: h["words"].pop(), "expected \\(3,\\)"),
@@ -313,6 +395,18 @@ def test_refuses_other_files(tmp_path):
         CodebookPrior.load(tmp_path / "none.safetensors")
     with pytest.raises(PriorError, match="is a folder"):
         CodebookPrior.load(tmp_path)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(PriorError, match="does not exist"):
+        CodebookPrior.load(tmp_path / "file" / "inside")
+    with pytest.raises(PriorError, match=r"^a{60}\.\.\. \(5,000 letters\) cannot be opened: .*expected the path of a"):
+        CodebookPrior.load("a" * 5000)
+    with pytest.raises(PriorError, match=r"cannot be opened: .*null"):
+        CodebookPrior.load("a\0b")
+    with pytest.raises(PriorError, match="expected a path"):
+        CodebookPrior.load(b"bytes")
+    if os.path.exists("/dev/null"):
+        with pytest.raises(PriorError, match="/dev/null is no regular file"):
+            CodebookPrior.load("/dev/null")
 
     class Harmful:
         def __reduce__(self):
@@ -330,6 +424,17 @@ def test_refuses_other_files(tmp_path):
     (tmp_path / "empty.safetensors").write_bytes(b"")
     with pytest.raises(PriorError, match="not a readable"):
         CodebookPrior.load(tmp_path / "empty.safetensors")
+
+
+def test_a_folder_that_may_not_be_read_is_told_of(tmp_path, monkeypatch):
+    def forbidden(path, **how):
+        raise PermissionError(13, "Permission denied")
+
+    file = tmp_path / "p.safetensors"
+    small().save(file)
+    monkeypatch.setattr(os, "stat", forbidden)  # root, who may be running this, may read everything
+    with pytest.raises(PriorError, match=r"p\.safetensors cannot be opened: Permission denied"):
+        CodebookPrior.load(file)
 
 
 def test_no_damage_to_a_good_file_gives_anything_but_a_prior_error(tmp_path):

@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
@@ -21,6 +22,7 @@ from vqct_plugin._files import write_whole
 
 FORMAT = "vqct_prior"
 VERSION = 1
+VERSION_WITHIN_PARTS = 2  # of a prior whose edges may tie words of one part; a release that knows 1 only refuses it
 DEFAULT_FILE = Path(__file__).parent / "data" / "default.safetensors"
 
 # What stands in a file, and as what. int32 edges keep a large graph small on disk.
@@ -31,6 +33,7 @@ _FILE_DTYPES = {
     "edges": ("I32",),
     "edge_count": ("I64",),
 }
+_CACHES = ("_fingerprint_cache", "_index_cache")
 _LARGEST_COUNT = 2**53  # sums of counts stay exact, also as float64
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -55,15 +58,21 @@ class CodebookPrior:
     The words may come in any order; they are kept sorted by part of speech, then count (the commonest first), then
     word, and ``edges`` follow. Edges may repeat and point either way; they are merged and their counts added.
 
+    A word that is both adjective and noun is two codes, and each has the edges of its own part of speech: this is the
+    paper's definition. The authors' module ties such a word's noun only; ``import_prior(..., authors_edges=True)``
+    makes a prior with their edges.
+
     Args:
         words: n words; a word may stand once in each part of speech.
         part_of_speech: (n,) integers, each an index into ``parts``.
         count: (n,) integers >= 0, how often each word was seen.
         vectors: (n, d) float16 or float32, a language model's vector of each word.
-        edges: (2, E) integers, indices into ``words``; an edge ties words of two different parts.
+        edges: (2, E) integers, indices into ``words``; an edge ties words of two different parts. No edge ties a word
+            to itself: the graph network adds a loop of weight 1 to every word.
         edge_count: (E,) integers >= 1, how often the two words stood side by side (c_ab of the paper's graph).
         parts: the names of the parts of speech.
         provenance: where it all comes from, as plain JSON values: language model, corpora, thresholds.
+        edges_within_parts: edges may also tie two words of one part, as some of the authors' do.
 
     Raises:
         PriorError: naming what is wrong, where, and what was expected.
@@ -87,6 +96,7 @@ class CodebookPrior:
     edge_count: np.ndarray
     parts: Tuple[str, ...] = ("adjective", "noun")
     provenance: Dict[str, Any] = field(default_factory=dict)
+    edges_within_parts: bool = False
 
     def __post_init__(self) -> None:
         words, parts = _checked_names(self.words, "words"), _checked_names(self.parts, "parts")
@@ -106,26 +116,21 @@ class CodebookPrior:
         if edge_count.size == 0:
             edge_count = np.zeros(0, dtype=np.int64)
         edge_count = _checked_integers(edge_count, "edge_count", (edges.shape[1],), 1, _LARGEST_COUNT)
-        within = part_of_speech[edges[0]] == part_of_speech[edges[1]]
-        if within.any():
-            first = int(np.flatnonzero(within)[0])
-            a, b = (int(i) for i in edges[:, first])
-            raise PriorError(
-                f"edge {first} ties {words[a]!r} and {words[b]!r}, both of part {parts[part_of_speech[a]]!r}: "
-                "an edge ties words of two different parts of speech"
-            )
+        if not isinstance(self.edges_within_parts, bool):
+            raise PriorError(f"edges_within_parts is {self.edges_within_parts!r}; expected True or False")
+        _refuse_edges(words, part_of_speech, parts, edges, self.edges_within_parts)
         _refuse_duplicates(words, part_of_speech, parts)
         try:
             provenance = json.loads(_canonical_json(dict(self.provenance)))
         except (TypeError, ValueError, RecursionError) as error:
             raise PriorError(f"provenance has to be a mapping of plain JSON values: {error}") from error
 
-        order = np.array(sorted(range(n), key=lambda i: (part_of_speech[i], -count[i], words[i])), dtype=np.int64)
+        order = _sorted_order(words, part_of_speech, count)
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
-        edges, edge_count = _merged(place[edges], edge_count)
+        edges, edge_count = _merged(place[edges], edge_count, n)
         values = {
-            "words": tuple(words[i] for i in order),
+            "words": tuple(map(words.__getitem__, order.tolist())),
             "part_of_speech": part_of_speech[order],
             "count": count[order],
             "vectors": vectors[order],
@@ -135,6 +140,15 @@ class CodebookPrior:
             "provenance": provenance,
         }
         for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+            object.__setattr__(self, name, value)
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        """A copy or an unpickled prior is as immutable as the one it was made from; what was cached is made anew."""
+        for name, value in state.items():
+            if name in _CACHES:
+                continue
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
             object.__setattr__(self, name, value)
@@ -154,11 +168,16 @@ class CodebookPrior:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of words, parts, counts, vectors and edges: two priors with the same one make the same codebook."""
-        digest = hashlib.sha256(_canonical_json([list(self.parts), list(self.words), str(self.vectors.dtype)]).encode())
-        for name, array in self._file_arrays().items():
-            digest.update(f"{name}{array.shape}".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        cached: Optional[str] = self.__dict__.get("_fingerprint_cache")
+        if cached is None:
+            named = _canonical_json([list(self.parts), list(self.words), str(self.vectors.dtype)])
+            digest = hashlib.sha256(named.encode())
+            for name, array in self._file_arrays().items():
+                digest.update(f"{name}{array.shape}".encode())
+                digest.update(array.reshape(-1).view(np.uint8).data)  # its bytes, without a copy of them
+            cached = digest.hexdigest()
+            object.__setattr__(self, "_fingerprint_cache", cached)
+        return cached
 
     def describe(self) -> str:
         """One line that tells this prior from others: words per part, language model, fingerprint."""
@@ -218,7 +237,7 @@ class CodebookPrior:
         edges = place[self.edges]
         inside = (edges >= 0).all(axis=0)
         return CodebookPrior(
-            words=tuple(self.words[i] for i in keep),
+            words=tuple(map(self.words.__getitem__, keep.tolist())),
             part_of_speech=new_part[self.part_of_speech[keep]],
             count=self.count[keep],
             vectors=self.vectors[keep],
@@ -226,6 +245,7 @@ class CodebookPrior:
             edge_count=self.edge_count[inside],
             parts=tuple(self.parts[p] for p in wanted),
             provenance={**self.provenance, "selected_from": self.fingerprint},
+            edges_within_parts=self.edges_within_parts,
         )
 
     def save(self, path: PathLike, overwrite: bool = False) -> None:
@@ -233,12 +253,14 @@ class CodebookPrior:
         path = Path(path)
         header = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION_WITHIN_PARTS if self.edges_within_parts else VERSION,
             "words": list(self.words),
             "parts": list(self.parts),
             "provenance": self.provenance,
             "fingerprint": self.fingerprint,
         }
+        if self.edges_within_parts:
+            header["edges_within_parts"] = True
         # All metadata under one key: safetensors does not fix the order of several, and the bytes have to be the same.
         data = safetensors_bytes(self._file_arrays(), metadata={FORMAT: _canonical_json(header)})
         try:
@@ -257,10 +279,21 @@ class CodebookPrior:
         """
         if not isinstance(path, (str, os.PathLike)):
             raise PriorError(f"the prior is {path!r}; expected a path, or 'default' for the one in the package")
-        file = DEFAULT_FILE if str(path) == "default" else Path(path)
-        if not file.is_file():
-            what = "is a folder" if file.is_dir() else "does not exist"
-            raise PriorError(f"{file} {what}; a prior is one file, which vqct-build-prior writes")
+        try:
+            file = DEFAULT_FILE if os.fspath(path) == "default" else Path(path)
+        except TypeError as error:  # a path of bytes
+            raise PriorError(f"the prior is {path!r}; expected a path of letters, not of bytes") from error
+        named = _shortened(str(file))
+        try:
+            mode = os.stat(str(file)).st_mode
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise PriorError(f"{named} does not exist; a prior is one file, which vqct-build-prior writes") from error
+        except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read, a NUL in it
+            why = getattr(error, "strerror", None) or error
+            raise PriorError(f"{named} cannot be opened: {why}; expected the path of a prior file") from error
+        if not stat.S_ISREG(mode):
+            what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+            raise PriorError(f"{named} {what}; a prior is one file, which vqct-build-prior writes")
         try:
             header, arrays = _read(file)
         except PriorError as error:
@@ -268,7 +301,13 @@ class CodebookPrior:
         except Exception as error:  # safetensors and its header may fail in any way over a damaged file
             raise PriorError(f"{file} is not a readable safetensors file: {type(error).__name__}: {error}") from error
         try:
-            prior = cls(words=header["words"], parts=header["parts"], provenance=header["provenance"], **arrays)
+            prior = cls(
+                words=header["words"],
+                parts=header["parts"],
+                provenance=header["provenance"],
+                edges_within_parts=header["version"] == VERSION_WITHIN_PARTS and header["edges_within_parts"],
+                **arrays,
+            )
         except PriorError as error:
             raise PriorError(f"{file}: {error}") from error
         if prior.fingerprint != header["fingerprint"]:
@@ -358,6 +397,11 @@ class CodebookPrior:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors writes raw memory
 
 
+def _shortened(text: str, most: int = 300) -> str:
+    """For a message: the text itself, or its beginning if it is too long to be the name of anything."""
+    return text if len(text) <= most else f"{text[:60]}... ({len(text):,} letters)"
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -371,7 +415,7 @@ def _checked_names(names: Any, what: str) -> Tuple[str, ...]:
         raise PriorError(f"{what} has to be a list of strings, not {type(names).__name__}")
     if not names:
         raise PriorError(f"{what} is empty; at least one is needed")
-    for i, name in enumerate(names):
+    for i, name in enumerate(names):  # 262,144 of them take a tenth of a second
         if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
             raise PriorError(f"{what}[{i}] is {name!r}; expected a printable string without spaces around it")
     return tuple(names)
@@ -403,22 +447,57 @@ def _checked_vectors(vectors: Any, n: int) -> np.ndarray:
 
 
 def _refuse_duplicates(words: Sequence[str], part_of_speech: np.ndarray, parts: Sequence[str]) -> None:
+    pairs = list(zip(words, part_of_speech.tolist()))
+    if len(set(pairs)) == len(pairs):
+        return
     seen = set()
-    for word, part in zip(words, part_of_speech.tolist()):
+    for word, part in pairs:
         if (word, part) in seen:
             raise PriorError(f"{word!r} stands twice in part {parts[part]!r}: a code is one word in one part of speech")
         seen.add((word, part))
 
 
-def _merged(edges: np.ndarray, edge_count: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _refuse_edges(
+    words: Sequence[str], part_of_speech: np.ndarray, parts: Sequence[str], edges: np.ndarray, within_parts: bool
+) -> None:
+    within = edges[0] == edges[1] if within_parts else part_of_speech[edges[0]] == part_of_speech[edges[1]]
+    if not within.any():
+        return
+    first = int(np.flatnonzero(within)[0])
+    a, b = (int(i) for i in edges[:, first])
+    if within_parts:
+        raise PriorError(
+            f"edge {first} ties {words[a]!r} to itself: an edge ties two different words; every word has its loop of "
+            "weight 1 in the graph without one"
+        )
+    raise PriorError(
+        f"edge {first} ties {words[a]!r} and {words[b]!r}, both of part {parts[part_of_speech[a]]!r}: "
+        "an edge ties words of two different parts of speech"
+    )
+
+
+def _sorted_order(words: Sequence[str], part_of_speech: np.ndarray, count: np.ndarray) -> np.ndarray:
+    """Where the words come from, sorted by part, then count (the commonest first), then word."""
+    alphabetical = np.array(sorted(range(len(words)), key=words.__getitem__), dtype=np.int64)
+    in_order = np.lexsort((-count[alphabetical], part_of_speech[alphabetical]))  # stable: the alphabet settles the rest
+    return alphabetical[in_order]
+
+
+def _merged(edges: np.ndarray, edge_count: np.ndarray, n: int) -> Tuple[np.ndarray, np.ndarray]:
     """Each edge once, from the lower index to the higher, in order; the counts of repeated ones added."""
-    edges = np.sort(edges, axis=0)
-    unique, inverse = np.unique(edges, axis=1, return_inverse=True)
-    total = np.zeros(unique.shape[1], dtype=np.int64)
-    np.add.at(total, np.asarray(inverse).reshape(-1), edge_count)
-    if total.size and total.max() > _LARGEST_COUNT:
-        raise PriorError(f"the counts of a repeated edge add up to {total.max()}; at most 2**53 can be kept exactly")
-    return unique.reshape(2, -1).astype(np.int64), total
+    if not edges.shape[1]:
+        return edges, edge_count
+    key = np.minimum(edges[0], edges[1]) * n + np.maximum(edges[0], edges[1])  # n is below 2**31: no overflow
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]]))
+    about = np.add.reduceat(edge_count[order].astype(np.float64), first)  # unlike integers, no sum of these wraps round
+    total = np.add.reduceat(edge_count[order], first)
+    if about.max() > _LARGEST_COUNT:
+        largest = int(total[about.argmax()]) if about.max() < 2**62 else about.max()
+        raise PriorError(f"the counts of a repeated edge add up to {largest}; at most 2**53 can be kept exactly")
+    key = key[first]
+    return np.stack([key // n, key % n]), total
 
 
 def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
@@ -446,9 +525,13 @@ def _checked_header(text: str) -> Dict[str, Any]:
         raise PriorError(f"the metadata is damaged: {error}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PriorError(f"the metadata does not say it is a {FORMAT!r}")
-    if header.get("version") != VERSION or isinstance(header["version"], bool):
-        raise PriorError(f"format version {header.get('version')!r}; this release of vqct_plugin reads {VERSION}")
-    expected = {"words": list, "parts": list, "provenance": dict, "fingerprint": str}
+    versions = (VERSION, VERSION_WITHIN_PARTS)
+    if header.get("version") not in versions or isinstance(header["version"], bool):
+        known = " and ".join(map(str, versions))
+        raise PriorError(f"format version {header.get('version')!r}; this release of vqct_plugin reads {known}")
+    expected: Dict[str, type] = {"words": list, "parts": list, "provenance": dict, "fingerprint": str}
+    if header["version"] == VERSION_WITHIN_PARTS:
+        expected["edges_within_parts"] = bool
     for key, kind in expected.items():
         if not isinstance(header.get(key), kind):
             raise PriorError(f"the metadata has no {kind.__name__} called {key!r}")

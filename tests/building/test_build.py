@@ -227,6 +227,25 @@ def test_neighbour_edges_alone_or_added_leave_no_word_alone(tmp_path, tiny_bert)
 
 
 @pytest.mark.usefixtures("nltk_data")
+def test_filled_edges_are_those_seen_and_more_where_there_are_few(tmp_path, tiny_bert):
+    path = tmp_path / "captions.txt"
+    path.write_text("A red dog .\nThe red grass .\nA black cat .\nThe snow and the snow .\n" * 2)
+    beside = build_prior(tiny_bert, [path], min_count=0).prior
+    filled = build_prior(tiny_bert, [path], min_count=0, edges="filled", neighbours=1).prior
+    assert filled.words == beside.words == ("red", "black", "snow", "cat", "dog", "grass")
+    # red - snow: the commonest of either part, and snow had no relative. The others have one that is no rarer, but
+    # black and cat: of two adjectives only red is no rarer than cat, and of nouns snow and cat no rarer than black.
+    assert [(beside.words[a], beside.words[b]) for a, b in beside.edges.T] == [
+        ("red", "dog"), ("red", "grass"), ("black", "cat")
+    ]  # fmt: skip
+    assert [(filled.words[a], filled.words[b]) for a, b in filled.edges.T] == [
+        ("red", "snow"), ("red", "cat"), ("red", "dog"), ("red", "grass"), ("black", "cat")
+    ]  # fmt: skip
+    assert filled.edge_count.tolist() == [1, 1, 2, 2, 2]
+    assert "each word with fewer than 1 such relatives" in filled.provenance["edges"]
+
+
+@pytest.mark.usefixtures("nltk_data")
 def test_standardized_vectors_have_mean_0_and_deviation_1_and_it_is_recorded(captions, tiny_bert):
     plain = build_prior(tiny_bert, [captions], min_count=0).prior
     prior = build_prior(tiny_bert, [captions], min_count=0, standardize=True).prior
@@ -300,7 +319,7 @@ def test_mostly_unknown_words_are_an_error(tmp_path, tiny_bert):
         ({"parts": []}, "expected some of"),
         ({"words": "all"}, "words is 'all'; expected one of captions, model, wordnet"),
         ({"vectors": "mean"}, "expected one of embeddings, prompts"),
-        ({"edges": "none"}, "expected one of cooccurrence, neighbours, both"),
+        ({"edges": "none"}, "expected one of cooccurrence, neighbours, both, filled"),
         ({"neighbours": 0}, "neighbours is 0; expected an integer from 1"),
         ({"workers": 0}, "workers is 0"),
         ({"captions": []}, "no captions given; name at least one"),

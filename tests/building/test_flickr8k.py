@@ -46,7 +46,8 @@ def test_the_shipped_prior_is_what_its_recipe_gives(counts, minilm):
     whole.merge(counts)
     kept = whole.among(wordnet_words(PARTS)).without(read_words(DEFAULT_FILE.parent / "not-visible.txt"))
     most = {"adjective": 6_384, "noun": 10_000}
-    built, unknown = assemble(kept, InputEmbeddings(LanguageModel(minilm)), {}, most=most, dtype="float16")
+    near = {"edges": "filled", "neighbours": 3}
+    built, unknown = assemble(kept, InputEmbeddings(LanguageModel(minilm)), {}, most=most, dtype="float16", **near)
     shipped = CodebookPrior.load("default")
     assert unknown == []
     assert built.words == shipped.words

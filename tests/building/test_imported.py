@@ -53,6 +53,94 @@ def test_codes_vectors_counts_and_edges_are_those_of_the_file(tmp_path, dtype, p
     assert prior.provenance["language_model"] == "openai/clip-vit-base-patch32"
 
 
+def made_up(adjectives=40, nouns=60, both=15, dim=8, seed=0):
+    """A larger file of their layout: words of both parts, (w, w), and words that are a code in the other part only."""
+    rng = np.random.RandomState(seed)
+    spelled = [f"both{i}" for i in range(both)]
+    adj = [f"adj{i}" for i in range(adjectives - both)] + spelled
+    noun = spelled + [f"noun{i}" for i in range(nouns - both)]
+    rng.shuffle(adj), rng.shuffle(noun)
+    before = [*adj, "noun3", "rare"]  # noun3 stood as an adjective too, but seldom
+    after = [*noun, "adj2", "rarer"]
+    ends = zip(rng.randint(len(before), size=600), rng.randint(len(after), size=600))
+    edges = [(before[a], after[b]) for a, b in ends]
+    edges += [(word, word) for word in spelled[:6]] + [("both1", "both1"), ("both0", "both1"), ("both1", "both0")]
+    rng.shuffle(edges)
+    return {
+        "adj_code_book": adj,
+        "noun_code_book": noun,
+        "adj_code_book_vec": {word: torch.randn(dim) for word in adj},
+        "noun_code_book_vec": {word: torch.randn(dim) for word in noun},
+        "adj_code_book_num": {**{word: int(rng.randint(11, 99)) for word in adj}, "noun3": 2, "rare": 3},
+        "noun_code_book_num": {**{word: int(rng.randint(11, 99)) for word in noun}, "adj2": 2, "rarer": 1},
+        "adj_noun_edges": [(str(a), str(b)) for a, b in edges],
+    }
+
+
+def codes_of_their_module(content, layers):
+    """(part, word) -> code, as their module computes it: one dictionary, an edge per occurrence, PyG's GCNConv."""
+    pairs = [(0, word) for word in content["adj_code_book_vec"]] + [(1, word) for word in content["noun_code_book_vec"]]
+    number = {word: i for i, (_, word) in enumerate(pairs)}
+    ends = [(number[a], number[b]) for a, b in content["adj_noun_edges"] if a in number and b in number]
+    edges = torch.tensor(ends + [(b, a) for a, b in ends]).t()
+    vectors = [content[("adj_code_book_vec", "noun_code_book_vec")[part]][word] for part, word in pairs]
+    hidden = torch.relu(layers[0](torch.stack(vectors), edges))
+    return dict(zip(pairs, layers[1](hidden, edges)))
+
+
+def test_with_the_authors_edges_their_weights_give_their_codes_and_without_them_others(tmp_path):
+    gcn = pytest.importorskip("torch_geometric.nn").GCNConv
+    from vqct_plugin.transfer import GraphTransfer
+
+    content, layers = made_up(), (gcn(8, 6), gcn(6, 6))
+    for layer in layers:
+        layer.bias.data.normal_()
+    theirs = codes_of_their_module(content, layers)
+
+    def differences(prior):
+        transfer = GraphTransfer(prior, 6)
+        with torch.no_grad():
+            for ours, layer in zip((transfer.layer1, transfer.layer2), layers):
+                ours.weight.copy_(layer.lin.weight)
+                ours.bias.copy_(layer.bias)
+        pairs = zip(prior.part_of_speech.tolist(), prior.words)
+        expected = torch.stack([theirs[pair] for pair in pairs])
+        return (transfer() - expected).norm(dim=1) / expected.norm(dim=1)
+
+    path, output = pickled(tmp_path, content), tmp_path / "p.safetensors"
+    assert differences(import_prior(path, output, authors_edges=True)).max() < 1e-5
+    assert differences(CodebookPrior.load(output)).max() < 1e-5
+    assert (differences(import_prior(path)) > 0.1).float().mean() > 0.2  # a tie of one word changes its relatives too
+
+
+def test_the_authors_edges_by_hand(tmp_path):
+    content = authors()
+    # orange the noun stands for both; (orange, orange) is a loop; wheel as an adjective is the noun; red as a noun the
+    # adjective, and (red, red) a loop of it
+    content["adj_noun_edges"] += [("orange", "orange"), ("wheel", "orange"), ("orange", "red"), ("red", "red")]
+    path = pickled(tmp_path, content)
+    prior = import_prior(path, authors_edges=True)
+    assert prior.neighbours("orange", "adjective") == []
+    assert prior.neighbours("orange", "noun") == [("wheel", "noun", 2), ("red", "adjective", 1)]
+    assert prior.neighbours("red") == [("wheel", "noun", 2), ("orange", "noun", 1)]
+    assert (prior.provenance["edges_left_out"], prior.provenance["loops_left_out"]) == (2, 2)
+    assert "authors' module" in prior.provenance["edges"]
+    ours = import_prior(path)
+    assert ours.neighbours("orange", "adjective") == [("wheel", "noun", 1), ("orange", "noun", 1)]
+    assert ours.provenance["edges_left_out"] == 5
+    assert not ours.edges_within_parts
+
+
+def test_an_import_has_the_bytes_it_always_had(tmp_path):
+    import_prior(pickled(tmp_path, authors()), tmp_path / "p.safetensors")
+    prior = CodebookPrior.load(tmp_path / "p.safetensors")
+    assert prior.fingerprint.startswith("467e8cce5c5e35fa")
+    assert set(prior.provenance) == {
+        "imported_from", "language_model", "edges", "edges_left_out", "vectors", "tool"
+    }  # fmt: skip
+    assert prior.provenance["edges"] == "adjective right before noun"
+
+
 def test_the_file_is_written_and_an_existing_one_refused(tmp_path):
     source, output = pickled(tmp_path, authors()), tmp_path / "prior.safetensors"
     prior = import_prior(source, output, plm_name="mine")
@@ -178,3 +266,7 @@ def test_the_command_says_what_is_in_it_and_where_it_went(tmp_path, capsys, monk
     assert CodebookPrior.load("big_nlp_word_knowledge_clip.safetensors").sizes == {"adjective": 2, "noun": 2}
     assert main([str(tmp_path / "big_nlp_word_knowledge_clip.pkl")]) == 1
     assert "exists" in capsys.readouterr().err
+    theirs = pickled(tmp_path, changed(adj_noun_edges=[("orange", "wheel"), ("orange", "orange")]))
+    assert main([str(theirs), "--authors-edges", "--output", "theirs.safetensors"]) == 0
+    assert "of a noun with itself (GCNConv leaves them out too): 1 occurrences" in capsys.readouterr().out
+    assert CodebookPrior.load("theirs.safetensors").neighbours("orange", "noun") == [("wheel", "noun", 1)]

@@ -13,7 +13,7 @@ from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import Captions, PathLike, open_captions
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.neighbours import across_parts
+from vqct_plugin.building.neighbours import across_parts, for_the_lonely
 from vqct_plugin.building.report import BuildReport
 from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, known_to_wordnet, tagged_with
 from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptEncodings, WordVectors, check_prompts
@@ -22,7 +22,7 @@ from vqct_plugin.prior import CodebookPrior
 
 WORDS = ("captions", "model", "wordnet")
 VECTORS = ("embeddings", "prompts")
-EDGE_KINDS = ("cooccurrence", "neighbours", "both")
+EDGE_KINDS = ("cooccurrence", "neighbours", "both", "filled")
 DTYPES = ("float32", "float16")
 MIN_COUNT = 10  # the authors' threshold
 
@@ -90,7 +90,10 @@ def build_prior(
         keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
         drop_words: a text file of words to leave out, written the same way.
         edges: ``"cooccurrence"``, words side by side; ``"neighbours"``, each word and the words of other parts with
-            the nearest vectors, each such edge with a count of 1; or ``"both"``, which leaves no word without an edge.
+            the nearest vectors, each such edge with a count of 1; ``"both"``, which leaves no word without an edge; or
+            ``"filled"``, words side by side, and each word that has fewer than ``neighbours`` such relatives among
+            words no rarer than itself is tied to the nearest of those (count 1), so that whichever of the commonest
+            words ``CodebookPrior.select`` takes, every one of them has relatives.
         neighbours: how many nearest words each word is tied to, where ``edges`` says so.
         dtype: what the vectors are stored as, ``"float32"`` or ``"float16"``.
         batch_size: words encoded at a time; may change the last digits of prompt encodings.
@@ -241,17 +244,21 @@ def assemble(
             for (word, next_word), count in sorted(seen.items()):
                 ends.append((place[word, part], place[next_word, next_part]))
                 edge_count.append(count)
-    if edges != "cooccurrence":
-        near = across_parts(vectors, part_of_speech, neighbours).T.tolist()
-        ends += [(a, b) for a, b in near]
-        edge_count += [1] * len(near)
+    seen_often = np.array([counts.words[part][word] for word, part in pairs])
+    both_ends = np.array(ends, dtype=np.int64).reshape(-1, 2).T
+    if edges == "filled":
+        near = for_the_lonely(vectors, part_of_speech, seen_often, both_ends, neighbours)
+    elif edges == "cooccurrence":
+        near = both_ends[:, :0]
+    else:
+        near = across_parts(vectors, part_of_speech, neighbours)
     prior = CodebookPrior(
         words=tuple(word for word, _ in pairs),
         part_of_speech=part_of_speech,
-        count=np.array([counts.words[part][word] for word, part in pairs]),
+        count=seen_often,
         vectors=stored,
-        edges=np.array(ends, dtype=np.int64).reshape(-1, 2).T,
-        edge_count=np.array(edge_count, dtype=np.int64),
+        edges=np.concatenate([both_ends, near], axis=1),
+        edge_count=np.array(edge_count + [1] * near.shape[1], dtype=np.int64),
         parts=counts.parts,
         provenance={
             **provenance,
@@ -316,7 +323,12 @@ def _standardized(vectors: np.ndarray) -> np.ndarray:
 def _edges_record(edges: str, neighbours: int, parts: Sequence[str]) -> str:
     beside = "; ".join(f"{a} right before {b}" for a, b in EDGES if {a, b} <= set(parts))
     near = f"each word and the {neighbours} words of other parts nearest by cosine, counted once"
-    return {"cooccurrence": beside, "neighbours": near, "both": f"{beside}; {near}"}[edges]
+    filled = (
+        f"each word with fewer than {neighbours} such relatives among the no rarer words of other parts, and the "
+        f"{neighbours} of those nearest by cosine, counted once"
+    )
+    records = {"cooccurrence": beside, "neighbours": near, "both": f"{beside}; {near}", "filled": f"{beside}; {filled}"}
+    return records[edges]
 
 
 def _checked_parts(parts: Sequence[str]) -> Tuple[str, ...]:

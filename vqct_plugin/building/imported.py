@@ -3,6 +3,14 @@
 Source: the layout of ``big_nlp_word_knowledge_clip.pkl`` of Zhang et al., CVPR 2024: dictionaries word -> count
 (``adj_code_book_num``, ``noun_code_book_num``, of all words seen) and word -> tensor (``adj_code_book_vec``,
 ``noun_code_book_vec``, of the words kept), and the list ``adj_noun_edges`` of (adjective, noun) with repetitions.
+
+Which codes an (adjective, noun) of that list ties, the paper and the authors' module answer differently. In the paper
+the adjective's code and the noun's. The module looks both words up in one dictionary over the adjectives and then the
+nouns, in which a word that is both stands for its noun: the adjective of such a word has no edge, its noun has the
+edges of both, some edges tie two nouns (or two adjectives: ``green`` the noun, where only the adjective is a code), and
+(w, w) would tie a noun to itself. Of the last nothing is left: PyG's ``GCNConv`` takes every loop out of the edges and
+gives each code one of weight 1 (``add_remaining_self_loops``, edges without weights). Ours is the paper's definition;
+``authors_edges=True`` keeps theirs.
 """
 
 import hashlib
@@ -32,7 +40,9 @@ _KEYS = {
 }
 
 
-def import_prior(pickle_file: PathLike, output: Optional[PathLike] = None, *, plm_name: str = CLIP) -> CodebookPrior:
+def import_prior(
+    pickle_file: PathLike, output: Optional[PathLike] = None, *, plm_name: str = CLIP, authors_edges: bool = False
+) -> CodebookPrior:
     """The prior in a pickle of the authors' layout; written to ``output``, if one is named.
 
     The codes are the words that have a vector. Edges with a word that is no code are left out, as the authors'
@@ -43,6 +53,8 @@ def import_prior(pickle_file: PathLike, output: Optional[PathLike] = None, *, pl
         pickle_file: for instance ``big_nlp_word_knowledge_clip.pkl``.
         output: the prior file to write; an existing one is refused.
         plm_name: the language model that the vectors came from, for the prior's record.
+        authors_edges: the edges of the authors' module and not of the paper's definition (see above), for weights that
+            were trained with them: with these edges ``GraphTransfer`` computes the codes that their module computes.
 
     Raises:
         BuildError: no such file, a pickle that names anything but tensors, or another layout.
@@ -70,10 +82,21 @@ def import_prior(pickle_file: PathLike, output: Optional[PathLike] = None, *, pl
         raise BuildError(f"{path}: vectors of {sorted({len(v) for v in vectors})} numbers; expected one length")
     try:
         seen = Counter((adjective, noun) for adjective, noun in known["adj_noun_edges"])
-        ends = [(place.get((0, a)), place.get((1, b)), c) for (a, b), c in sorted(seen.items())]
+        if authors_edges:
+            one = {word: i for (_, word), i in place.items()}  # the nouns come last, so a noun stands for both
+            ends = [(one.get(a), one.get(b), c) for (a, b), c in sorted(seen.items())]
+        else:
+            ends = [(place.get((0, a)), place.get((1, b)), c) for (a, b), c in sorted(seen.items())]
     except (TypeError, ValueError) as error:
         raise BuildError(f"{path}: adj_noun_edges has to be a list of (adjective, noun): {error}") from error
     kept = [(a, b, c) for a, b, c in ends if a is not None and b is not None]
+    left_out = sum(seen.values()) - sum(c for _, _, c in kept)
+    loops = sum(c for a, b, c in kept if a == b)
+    kept = [(a, b, c) for a, b, c in kept if a != b]
+    record: Dict[str, Any] = {"edges": "adjective right before noun", "edges_left_out": left_out}
+    if authors_edges:
+        record["edges"] += ", as the authors' module ties them: a word of both parts stands for its noun"
+        record["loops_left_out"] = loops
     dtype = np.float16 if all(vector.dtype == np.float16 for vector in vectors) else np.float32
     prior = CodebookPrior(
         words=tuple(words),
@@ -86,11 +109,11 @@ def import_prior(pickle_file: PathLike, output: Optional[PathLike] = None, *, pl
         provenance={
             "imported_from": {"file": path.name, "sha256": hashlib.sha256(data).hexdigest()},
             "language_model": plm_name,
-            "edges": "adjective right before noun",
-            "edges_left_out": sum(seen.values()) - sum(c for _, _, c in kept),
+            **record,
             "vectors": {"kind": "as in the file", "dim": len(vectors[0]), "dtype": np.dtype(dtype).name},
             "tool": f"vqct_plugin {__version__}",
         },
+        edges_within_parts=authors_edges,
     )
     if output is not None:
         prior.save(output)

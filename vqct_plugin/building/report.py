@@ -68,13 +68,14 @@ def describe_prior(prior: CodebookPrior) -> List[str]:
         f"edges: {prior.edges.shape[1]:,} distinct, {occurrences:,} occurrences",
         f"isolated codes (no edge): {len(prior) - tied:,}",
     ]
-    everything = range(len(prior))
-    for number, part in enumerate(prior.parts):
-        of_part = np.flatnonzero(prior.part_of_speech == number)
+    of_parts = [np.flatnonzero(prior.part_of_speech == number) for number in range(len(prior.parts))]
+    all_asked = np.concatenate([of_part[:_ASKED] for of_part in of_parts]).tolist()
+    # another spelling: a word that is both adjective and noun has one vector
+    found = nearest(prior.vectors, all_asked, range(len(prior)), (_NEAREST + 1) * len(prior.parts))
+    near = dict(zip(all_asked, found))
+    for part, of_part in zip(prior.parts, of_parts):
         lines.append(f"commonest {part}s: {', '.join(prior.words[i] for i in of_part[:_COMMONEST])}")
         for asked in of_part[:_ASKED].tolist():
-            # another spelling: a word that is both adjective and noun has one vector
-            near = nearest(prior.vectors, [asked], everything, (_NEAREST + 1) * len(prior.parts))[0]
-            names = list(dict.fromkeys(prior.words[i] for i in near if prior.words[i] != prior.words[asked]))
+            names = list(dict.fromkeys(prior.words[i] for i in near[asked] if prior.words[i] != prior.words[asked]))
             lines.append(f"  nearest to {prior.words[asked]}: {', '.join(names[:_NEAREST])}")
     return lines

@@ -64,9 +64,10 @@ def make_parser() -> argparse.ArgumentParser:
     words.add_argument("--drop-words", metavar="FILE", help="leave these out: 'word' or 'word part' a line")
     words.add_argument(
         "--edges",
-        choices=["cooccurrence", "neighbours", "both"],
+        choices=["cooccurrence", "neighbours", "both", "filled"],
         default="cooccurrence",
-        help="words side by side, words with near vectors, or both (default: cooccurrence)",
+        help="words side by side, words with near vectors, both, or near vectors only for words with few relatives "
+        "(default: cooccurrence)",
     )
     words.add_argument("--neighbours", type=int, default=5, metavar="K", help="how many near words (default: 5)")
 

@@ -21,6 +21,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="the language model of its vectors, for the record (default: openai/clip-vit-base-patch32)",
     )
+    parser.add_argument(
+        "--authors-edges",
+        action="store_true",
+        help="tie the words as the authors' module does, for weights trained with it: of a word that is both adjective "
+        "and noun, only the noun (default: both, each with its own edges, as the paper defines it)",
+    )
     return parser
 
 
@@ -45,6 +51,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     left_out = prior.provenance["edges_left_out"]
     if left_out:
         print(f"edges left out, with a word that is no code: {left_out:,} occurrences")
+    loops = prior.provenance.get("loops_left_out", 0)
+    if loops:
+        print(f"loops left out, of a noun with itself (GCNConv leaves them out too): {loops:,} occurrences")
     print(f"written: {options['output']}")
     return 0
 
