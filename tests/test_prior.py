@@ -190,7 +190,7 @@ def test_arrays_cannot_be_written_into_nor_a_fingerprint_become_untrue(copied):
 def test_the_fingerprint_is_computed_once(monkeypatch):
     prior = small()
     first = prior.fingerprint
-    monkeypatch.setattr(CodebookPrior, "_file_arrays", None)
+    monkeypatch.setattr(CodebookPrior, "to_arrays", None)
     assert prior.fingerprint == first
 
 

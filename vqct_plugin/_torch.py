@@ -53,14 +53,15 @@ def exact_float32_products() -> Iterator[None]:
             torch.set_float32_matmul_precision(precision)
         for products, value in switches:
             if products.fp32_precision != value:
-                products.fp32_precision = value
+                products.fp32_precision = "none"  # as the switch above it says; where that is not it, its own
+                if products.fp32_precision != value:
+                    products.fp32_precision = value
 
 
 def _switches_of_products() -> List[Tuple[Any, str]]:
     """The switches of matrix products in torch's newer interface, with their values; empty where it has none.
 
-    One that takes its value from the switch above it (``torch.backends.fp32_precision``) reads as that; it is given
-    back as one of its own only where it was touched.
+    One that takes its value from the switch above it (``torch.backends.fp32_precision``) reads as that one.
     """
     found = [getattr(getattr(torch.backends, name, None), "matmul", None) for name in ("cuda", "mkldnn")]
     return [(products, products.fp32_precision) for products in found if hasattr(products, "fp32_precision")]

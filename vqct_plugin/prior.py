@@ -172,7 +172,7 @@ class CodebookPrior:
         if cached is None:
             named = _canonical_json([list(self.parts), list(self.words), str(self.vectors.dtype)])
             digest = hashlib.sha256(named.encode())
-            for name, array in self._file_arrays().items():
+            for name, array in self.to_arrays().items():
                 digest.update(f"{name}{array.shape}".encode())
                 digest.update(array.reshape(-1).view(np.uint8).data)  # its bytes, without a copy of them
             cached = digest.hexdigest()
@@ -251,18 +251,8 @@ class CodebookPrior:
     def save(self, path: PathLike, overwrite: bool = False) -> None:
         """Write the prior file, whole or not at all; an existing file is refused unless ``overwrite``."""
         path = Path(path)
-        header = {
-            "format": FORMAT,
-            "version": VERSION_WITHIN_PARTS if self.edges_within_parts else VERSION,
-            "words": list(self.words),
-            "parts": list(self.parts),
-            "provenance": self.provenance,
-            "fingerprint": self.fingerprint,
-        }
-        if self.edges_within_parts:
-            header["edges_within_parts"] = True
         # All metadata under one key: safetensors does not fix the order of several, and the bytes have to be the same.
-        data = safetensors_bytes(self._file_arrays(), metadata={FORMAT: _canonical_json(header)})
+        data = safetensors_bytes(self.to_arrays(), metadata={FORMAT: _canonical_json(self.header())})
         try:
             write_whole(path, data, overwrite)
         except FileExistsError:
@@ -301,18 +291,9 @@ class CodebookPrior:
         except Exception as error:  # safetensors and its header may fail in any way over a damaged file
             raise PriorError(f"{file} is not a readable safetensors file: {type(error).__name__}: {error}") from error
         try:
-            prior = cls(
-                words=header["words"],
-                parts=header["parts"],
-                provenance=header["provenance"],
-                edges_within_parts=header["version"] == VERSION_WITHIN_PARTS and header["edges_within_parts"],
-                **arrays,
-            )
+            return cls.from_header(header, arrays)
         except PriorError as error:
             raise PriorError(f"{file}: {error}") from error
-        if prior.fingerprint != header["fingerprint"]:
-            raise PriorError(f"{file} is damaged: its content does not match the fingerprint it was saved with")
-        return prior
 
     @property
     def _index(self) -> Dict[str, Tuple[int, ...]]:
@@ -355,38 +336,42 @@ class CodebookPrior:
             shares_[int(np.argmax(np.where(shares_ > 1, shares_ - exact, -np.inf)))] -= 1
         return [int(share) for share in shares_]
 
-    def to_arrays(self) -> Dict[str, np.ndarray]:
-        """The arrays of the prior file, by their names there and in the types they have there."""
-        return self._file_arrays()
-
     def header(self) -> Dict[str, Any]:
         """What the prior file says beside its arrays: format, version, words, parts, provenance, fingerprint."""
-        return {
+        header = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION_WITHIN_PARTS if self.edges_within_parts else VERSION,
             "words": list(self.words),
             "parts": list(self.parts),
             "provenance": self.provenance,
             "fingerprint": self.fingerprint,
         }
+        return {**header, "edges_within_parts": True} if self.edges_within_parts else header
 
     @classmethod
-    def from_header(cls, header: Any, arrays: Mapping[str, np.ndarray]) -> "CodebookPrior":
+    def from_header(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "CodebookPrior":
         """The prior of a :meth:`header` and its :meth:`to_arrays`.
 
         Raises:
             PriorError: they are not those of a prior, or do not belong together.
         """
-        checked = _checked_header(_canonical_json(header))
-        prior = cls(words=checked["words"], parts=checked["parts"], provenance=checked["provenance"], **arrays)
+        checked = _checked_header(header)
+        prior = cls(
+            words=checked["words"],
+            parts=checked["parts"],
+            provenance=checked["provenance"],
+            edges_within_parts=checked["version"] == VERSION_WITHIN_PARTS and checked["edges_within_parts"],
+            **arrays,
+        )
         if prior.fingerprint != checked["fingerprint"]:
-            raise PriorError("the prior is damaged: its content does not match the fingerprint it was saved with")
+            raise PriorError("it is damaged: its content does not match the fingerprint it was saved with")
         return prior
 
     def __deepcopy__(self, memo: Any) -> "CodebookPrior":
         return self  # it never changes
 
-    def _file_arrays(self) -> Dict[str, np.ndarray]:
+    def to_arrays(self) -> Dict[str, np.ndarray]:
+        """The arrays of the prior file, by their names there and in the types they have there."""
         arrays = {
             "vectors": self.vectors,
             "part_of_speech": self.part_of_speech.astype(np.uint8),
@@ -505,7 +490,7 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
         metadata = opened.metadata() or {}
         if FORMAT not in metadata:
             raise PriorError(f"a safetensors file, but not a prior: its metadata has no {FORMAT!r}")
-        header = _checked_header(metadata[FORMAT])
+        header = _checked_header(_parsed(metadata[FORMAT]))
         arrays = {}
         present = list(opened.keys())
         for name, dtypes in _FILE_DTYPES.items():
@@ -518,11 +503,14 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _checked_header(text: str) -> Dict[str, Any]:
+def _parsed(text: str) -> Any:
     try:
-        header = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise PriorError(f"the metadata is damaged: {error}") from error
+
+
+def _checked_header(header: Any) -> Dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PriorError(f"the metadata does not say it is a {FORMAT!r}")
     versions = (VERSION, VERSION_WITHIN_PARTS)
