@@ -17,7 +17,7 @@ from vqct_plugin.evaluation.measures import as_bytes, confidence_interval, measu
 @pytest.fixture
 def pair():
     """Photographs and blurred, noisy copies of them, in [-1, 1]."""
-    from vqct_plugin.training.photographs import _read
+    from vqct_plugin.runs.photographs import _read
 
     originals = [_read(name)[:180, :190] for name in ("astronaut.png", "chelsea.png", "coffee.png")]
     originals = torch.tensor(np.stack(originals)).permute(0, 3, 1, 2).float() / 127.5 - 1

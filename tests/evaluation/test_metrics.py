@@ -7,8 +7,9 @@ import torch
 pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
 from vqct_plugin import usage as core
-from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate, usage_of
+from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate
 from vqct_plugin.quantizer import CodebookTransferQuantizer
+from vqct_plugin.runs.usage import make_counter
 
 
 class Model(torch.nn.Module):
@@ -95,9 +96,9 @@ def test_nothing_to_evaluate_is_refused(model):
 
 def test_stock_quantizers_are_counted_as_one_part():
     quantize = pytest.importorskip("taming.modules.vqvae.quantize")
-    assert usage_of(quantize.VectorQuantizer2(7, 4, 0.25)).counts.shape == (7,)
+    assert make_counter(quantize.VectorQuantizer2(7, 4, 0.25)).counts.shape == (7,)
     gumbel = quantize.GumbelQuantize(8, 4, 9, straight_through=False)
-    assert usage_of(gumbel).counts.shape == (9,)
+    assert make_counter(gumbel).counts.shape == (9,)
 
 
 def test_usage_as_a_torchmetrics_metric_is_the_cores():
@@ -147,6 +148,6 @@ def test_the_package_gives_its_names_when_asked():
 
     assert evaluation.CodebookUsage is CodebookUsage
     assert evaluation.evaluate is evaluate
-    assert {"make_report", "evaluate_runs"} <= set(dir(evaluation))
+    assert {"evaluate_runs"} <= set(dir(evaluation))
     with pytest.raises(AttributeError, match="nothing_such"):
         evaluation.nothing_such  # noqa: B018

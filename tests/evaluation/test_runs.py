@@ -17,15 +17,16 @@ pytest.importorskip("skimage", reason="the photographs are scikit-image's")
 import torch
 from PIL import Image
 
-from tests.training.tiny import config
+from tests.runs.tiny import config
 from vqct_plugin.commands.evaluate import main
 from vqct_plugin.evaluation import runs as evaluation
 from vqct_plugin.evaluation.metrics import evaluate
 from vqct_plugin.evaluation.runs import evaluate_runs, notes
 from vqct_plugin.evaluation.weights import INCEPTION, VGG
-from vqct_plugin.training.config import ConfigError
-from vqct_plugin.training.launcher import run, validation_set
-from vqct_plugin.training.loading import load_run
+from vqct_plugin.runs.build import build_validation_set
+from vqct_plugin.runs.config import ConfigError
+from vqct_plugin.runs.load import load_run
+from vqct_plugin.training.launcher import run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def _no_weights(tmp_path, monkeypatch):
 @pytest.fixture
 def photographs(tmp_path):
     """A folder of 14 real images of several sizes."""
-    from vqct_plugin.training.photographs import FILES, _read
+    from vqct_plugin.runs.photographs import FILES, _read
 
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -76,7 +77,7 @@ def test_the_figures_are_those_of_the_whole_set_at_once(trained, tmp_path):
     first = quick(trained.values(), tmp_path / "a", limit=40)
     for its, folder in zip(first, trained.values()):
         model = load_run(folder).model
-        items = torch.utils.data.Subset(validation_set(load_run(folder).config), range(40))
+        items = torch.utils.data.Subset(build_validation_set(load_run(folder).config), range(40))
         whole = evaluate(model, torch.utils.data.DataLoader(items, 7))
         assert its.images == whole.images == len(items)
         assert its.mean["psnr"] == pytest.approx(whole.psnr, abs=1e-3)

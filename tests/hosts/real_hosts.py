@@ -46,7 +46,7 @@ class Taming:
     def build(self, quantizer_config):
         import importlib
 
-        from vqct_plugin.hosts._taming_imports import import_taming, removed_names_lent
+        from vqct_plugin.compat.taming_imports import import_taming, removed_names_lent
 
         import_taming()
         with removed_names_lent():

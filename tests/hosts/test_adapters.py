@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tests.conftest import assert_close, make_prior
-from vqct_plugin.hosts.adapters import CVQQuantizer, LlamaGenQuantizer, SimVQQuantizer, VQGANLCQuantizer
+from vqct_plugin.hosts.cvq_vae import CVQQuantizer
+from vqct_plugin.hosts.llamagen import LlamaGenQuantizer
+from vqct_plugin.hosts.simvq import SimVQQuantizer
+from vqct_plugin.hosts.vqgan_lc import VQGANLCQuantizer
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 from vqct_plugin.usage import CodebookUsage
 

@@ -10,7 +10,7 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import make_prior
 from tests.hosts.toy import params, vqct_params
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import CheckpointError, VQModel, for_installed_lightning
 from vqct_plugin.prior import PriorError
 

@@ -155,7 +155,7 @@ def test_every_patch_is_of_the_files_its_host_lists_and_pins_a_commit():
 
 SCRIPT = """
 import sys, torch
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 VQModel = import_taming().VQModel
 assert import_taming().__file__.startswith(sys.argv[1]), import_taming().__file__
 from tests.hosts.toy import params

@@ -23,10 +23,10 @@ CHECKOUTS = os.environ.get("VQCT_HOSTS")
 SCRIPT = Path(__file__).with_name("real_hosts.py")
 NAMES = [host.name for host in hosts()]
 TARGETS = {
-    "LlamaGen": "vqct_plugin.hosts.adapters.LlamaGenQuantizer",
-    "VQGAN-LC": "vqct_plugin.hosts.adapters.VQGANLCQuantizer",
-    "CVQ-VAE": "vqct_plugin.hosts.adapters.CVQQuantizer",
-    "SimVQ": "vqct_plugin.hosts.adapters.SimVQQuantizer",
+    "LlamaGen": "vqct_plugin.hosts.llamagen.LlamaGenQuantizer",
+    "VQGAN-LC": "vqct_plugin.hosts.vqgan_lc.VQGANLCQuantizer",
+    "CVQ-VAE": "vqct_plugin.hosts.cvq_vae.CVQQuantizer",
+    "SimVQ": "vqct_plugin.hosts.simvq.SimVQQuantizer",
 }
 HEADS = ("taming/modules/autoencoder/lpips", "src/IBQ/modules/autoencoder/lpips", "tokenizer/tokenizer_image/cache")
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from tests.training.tiny import config as tiny
-from tests.training.tiny import environment, vqct_train, write
+from tests.runs.tiny import config as tiny
+from tests.runs.tiny import environment, vqct_train, write
 
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")
 
-from vqct_plugin.training.config import ConfigError, DataError
+from vqct_plugin.runs.config import ConfigError, DataError
 from vqct_plugin.training.launcher import _trainer_options, run
 
 
@@ -348,7 +348,7 @@ def test_an_unreadable_image_ends_the_run_by_name(here):
     (here / "images").mkdir()
     (here / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     config = tiny()
-    images = {"target": "vqct_plugin.training.datasets.Images", "params": {"path": "images", "size": 16}}
+    images = {"target": "vqct_plugin.runs.datasets.Images", "params": {"path": "images", "size": 16}}
     config["data"]["params"]["train"] = images
     (here / "a.yaml").write_text(yaml.safe_dump(config))
     done = vqct_train(here, "-b", "a.yaml", "--max_epochs", 1, check=False)
@@ -424,7 +424,7 @@ def test_a_stage_2_whose_permuter_would_drop_tokens_is_refused(tmp_path):
 def test_null_takes_an_option_back_that_the_target_does_not_have():
     from omegaconf import OmegaConf
 
-    from vqct_plugin.training.launcher import build_model
+    from vqct_plugin.runs.build import build_model
 
     stock = tiny("taming.models.vqgan.VQModel", topk=None, prior=None)
     assert type(build_model(OmegaConf.create(stock)).quantize).__name__ == "VectorQuantizer2"

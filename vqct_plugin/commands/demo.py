@@ -24,10 +24,10 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     begin = time.perf_counter()
     print("loading PyTorch and Lightning ...", flush=True)
     try:
-        from vqct_plugin.training.comparison import compare
+        from vqct_plugin.report.comparison import compare
     except ImportError as error:
         parser.exit(1, f"vqct-demo: {error}; install it with pip install 'vqct-plugin[all]'\n")
-    from vqct_plugin.training.config import ConfigError, DataError
+    from vqct_plugin.runs.config import ConfigError, DataError
 
     # images of another size are large enough as they are
     tiles = 1 if any(".size=" in word for word in options.overrides) else TILES

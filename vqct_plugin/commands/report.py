@@ -32,7 +32,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 for an error told on stderr."""
     options = vars(make_parser().parse_args(argv))
     try:
-        from vqct_plugin.evaluation.report import make_report
+        from vqct_plugin.report.page import make_report
     except ImportError as error:
         print(
             f"vqct-report: {error}; install what it needs with: pip install 'vqct-plugin[train,eval]'", file=sys.stderr

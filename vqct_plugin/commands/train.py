@@ -25,7 +25,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         from vqct_plugin.training.launcher import run
     except ImportError as error:
         parser.exit(1, f"vqct-train: {error}; install it with pip install 'vqct-plugin[train]'\n")
-    from vqct_plugin.training.config import ConfigError, DataError
+    from vqct_plugin.runs.config import ConfigError, DataError
 
     try:
         trainer, overrides = split(rest)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vqct_plugin import usage as core
+from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import PartUsage
 
 
@@ -79,18 +80,6 @@ class Evaluation(NamedTuple):
     images: int
 
 
-def usage_of(quantizer: Any) -> core.CodebookUsage:
-    """A counter for a quantizer's codes: per part of speech, or as one part where it has none (a stock one)."""
-    if hasattr(quantizer, "part_of_speech"):
-        return core.CodebookUsage(quantizer.part_of_speech, quantizer.parts)
-    return core.CodebookUsage(max(codes_of(quantizer), int(getattr(quantizer, "re_embed", 0))))
-
-
-def codes_of(quantizer: Any) -> int:
-    """How many codes a quantizer has, stock or ours."""
-    return int(quantizer.n_e if hasattr(quantizer, "n_e") else quantizer.n_embed)  # VectorQuantizer2, GumbelQuantize
-
-
 @torch.no_grad()
 def evaluate(model: Any, batches: Iterable[Dict[str, Any]], device: Optional[torch.device] = None) -> Evaluation:
     """PSNR, SSIM and the use of the codebook over batches as a taming data set gives them, values in [-1, 1].
@@ -105,7 +94,7 @@ def evaluate(model: Any, batches: Iterable[Dict[str, Any]], device: Optional[tor
     device = device or next(model.parameters()).device
     was_training = model.training
     model.eval()
-    usage, psnr, ssim = usage_of(model.quantize), [], []
+    usage, psnr, ssim = make_counter(model.quantize), [], []
     try:
         for batch in batches:
             x = model.get_input(batch, model.image_key).to(device)

@@ -16,14 +16,15 @@ import torch
 
 from vqct_plugin._files import write_whole
 from vqct_plugin._version import __version__
+from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.evaluation.measures import PROTOCOLS, SMALLEST_MS_SSIM, confidence_interval, measure
-from vqct_plugin.evaluation.metrics import usage_of
-from vqct_plugin.evaluation.pictures import table
+from vqct_plugin.evaluation.tables import format_table
 from vqct_plugin.evaluation.weights import load_inception, load_lpips
-from vqct_plugin.training.config import ConfigError, DataError, plain
-from vqct_plugin.training.datasets import Images
-from vqct_plugin.training.launcher import validation_set
-from vqct_plugin.training.loading import Trained, load_run
+from vqct_plugin.runs.build import build_validation_set
+from vqct_plugin.runs.config import ConfigError, DataError
+from vqct_plugin.runs.datasets import Images
+from vqct_plugin.runs.load import Trained, load_run
+from vqct_plugin.runs.usage import count_codes, make_counter
 from vqct_plugin.usage import PartUsage
 
 TITLES = {"psnr": "PSNR, dB", "ssim": "SSIM", "ms_ssim": "MS-SSIM", "l1": "L1", "lpips": "LPIPS"}
@@ -34,7 +35,7 @@ class Settings(NamedTuple):
     """What every process of an evaluation has to know.
 
     Attributes:
-        run, base, overrides: the model, see :func:`vqct_plugin.training.loading.load_run`.
+        run, base, overrides: the model, see :func:`vqct_plugin.runs.load.load_run`.
         images: a folder or list file of images; None for the config's validation set.
         size: the side of the squares that images are cropped to; None for the model's resolution.
         protocol: ``"plain"`` or ``"vqct"``, see :func:`vqct_plugin.evaluation.measures.measure`.
@@ -207,7 +208,7 @@ def image_set(settings: Settings, trained: Trained, size: Optional[int] = None) 
             from omegaconf import OmegaConf
 
             config = OmegaConf.merge(config, {"data": {"params": {"validation": {"params": {"size": size}}}}})
-        items = validation_set(config)
+        items = build_validation_set(config)
     if len(items) == 0:
         raise DataError("the validation set has no image")
     return torch.utils.data.Subset(items, range(min(len(items), settings.limit or len(items))))
@@ -269,7 +270,7 @@ def _evaluated(
     model: Any, part: Any, settings: Settings, device: torch.device, networks: Tuple[Any, Any], bar: Any
 ) -> Dict[str, np.ndarray]:
     lpips, inception = networks
-    usage = usage_of(model.quantize)
+    usage = make_counter(model.quantize)
     values: Dict[str, List[float]] = {}
     features: Dict[str, List[Any]] = {}
     files: List[str] = []
@@ -356,7 +357,7 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
     folder = _shard_folder(settings, trained, items)
     shards = [dict(np.load(_shard(folder, k))) for k in range(-(-len(items) // settings.shard_size))]
     quantizer = trained.model.quantize
-    usage = usage_of(quantizer)
+    usage = make_counter(quantizer)
     usage.counts = torch.from_numpy(sum(shard["counts"] for shard in shards))
     values = {
         key[len("value_") :]: np.concatenate([shard[key] for shard in shards]).tolist()
@@ -388,7 +389,7 @@ def _gathered(name: str, settings: Settings) -> RunFigures:
 def _source(settings: Settings, trained: Trained) -> str:
     if settings.images is not None:
         return str(Path(settings.images).resolve())
-    return json.dumps(plain(trained.config.data.params.validation), sort_keys=True)
+    return json.dumps(to_plain(trained.config.data.params.validation), sort_keys=True)
 
 
 def _of_inception(
@@ -416,10 +417,8 @@ def _missing(values: Mapping[str, Any], settings: Settings) -> Dict[str, str]:
 
 def _size_of_code(quantizer: Any, positions: int) -> Tuple[int, float]:
     """Tokens and bits of an image."""
-    from vqct_plugin.evaluation.metrics import codes_of
-
     slices = getattr(quantizer, "slices", None)
-    sizes = [s.last - s.first for s in slices for _ in range(s.topk)] if slices else [codes_of(quantizer)]
+    sizes = [s.last - s.first for s in slices for _ in range(s.topk)] if slices else [count_codes(quantizer)]
     return positions * len(sizes), positions * sum(math.log2(size) for size in sizes)
 
 
@@ -483,7 +482,7 @@ def write(figures: Sequence[RunFigures], folder: Path) -> None:
     names = list(dict.fromkeys(name for its in figures for name in its.values))
     images = [_of_image(its, i, names) for its in figures for i in range(its.images)]
     for name, text in (
-        ("table.md", "\n".join([table(rows(figures)), "", *notes(figures)]) + "\n"),
+        ("table.md", "\n".join([format_table(rows(figures)), "", *notes(figures)]) + "\n"),
         ("figures.csv", _as_csv(flat, list(dict.fromkeys(key for row in flat for key in row)))),
         ("figures.json", json.dumps(_finite([_nested(its) for its in figures]), indent=1) + "\n"),
         ("images.csv", _as_csv(images, ["model", "image", "file", *names])),

@@ -13,10 +13,10 @@ import importlib
 from contextlib import suppress
 from typing import Any, Mapping, Optional, Union
 
-from vqct_plugin.hosts._lightning import for_installed_lightning
-from vqct_plugin.hosts._taming_imports import removed_names_lent
-from vqct_plugin.hosts._transferred import install, options_of, parameters_of, sorted_options, total
-from vqct_plugin.hosts.quantizer_config import plain
+from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import for_installed_lightning
+from vqct_plugin.compat.taming_imports import removed_names_lent
+from vqct_plugin.hosts.base import install, options_of, parameters_of, sorted_options, total
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["VQModel", "VQModelInterface"]
@@ -119,7 +119,7 @@ def _init(host: Any, model: Any, given: Mapping[str, Any]) -> None:
     host_options = {name: options.pop(name) for name in of_host}
     known = parameters_of(VQModel, _ldm.VQModel)
     quantizer_options, adapter_options = sorted_options(type(model), options, _QUANTIZER_OPTIONS, known)
-    n_embed = plain(given["n_embed"])
+    n_embed = to_plain(given["n_embed"])
     host.__init__(
         model,
         ddconfig=given["ddconfig"],

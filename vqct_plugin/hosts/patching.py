@@ -11,13 +11,13 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
     "SimVQ": (
         ("taming/models/vq.py", "quantconfig"),
-        "it needs no patch: write `target: vqct_plugin.hosts.adapters.SimVQQuantizer` in its quantconfig",
+        "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
     )
 }
 
@@ -229,5 +229,9 @@ def summary(result: Patched, revert: bool, dry_run: bool) -> str:
 
 
 def _target(name: str) -> str:
-    own: Dict[str, Optional[str]] = {"LlamaGen": "LlamaGen", "CVQ-VAE": "CVQ", "VQGAN-LC": "VQGANLC"}
-    return f"vqct_plugin.hosts.adapters.{own[name]}Quantizer" if name in own else "vqct_plugin.Quantizer"
+    own = {
+        "LlamaGen": "llamagen.LlamaGenQuantizer",
+        "CVQ-VAE": "cvq_vae.CVQQuantizer",
+        "VQGAN-LC": "vqgan_lc.VQGANLCQuantizer",
+    }
+    return f"vqct_plugin.hosts.{own[name]}" if name in own else "vqct_plugin.Quantizer"

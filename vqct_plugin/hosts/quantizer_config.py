@@ -6,9 +6,10 @@ each of them.
 
 import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any, Mapping, Union
+
+from vqct_plugin.compat.containers import to_plain
 
 Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
 
@@ -33,7 +34,7 @@ def build_quantizer(config: Config, **host: Any) -> Any:
     if isinstance(config, (str, os.PathLike)):
         where = str(config)
         config = _read(Path(config))
-    config = plain(config)
+    config = to_plain(config)
     if not isinstance(config, Mapping) or not isinstance(config.get("target"), str):
         raise ValueError(f"{where} is {config!r}; expected {{target: vqct_plugin.Quantizer, params: {{...}}}}")
     unknown = sorted(set(config) - {"target", "params"})
@@ -46,16 +47,6 @@ def build_quantizer(config: Config, **host: Any) -> Any:
 
     with torch.random.fork_rng(devices=[]):  # what the host draws after it, it draws as without it
         return _class(config["target"], where)(**{**host, **params})
-
-
-def plain(value: Any) -> Any:
-    """A value of a YAML as plain Python, also where it comes in one of OmegaConf's containers."""
-    omegaconf = sys.modules.get("omegaconf")
-    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
-        return omegaconf.OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
 
 
 def _class(target: str, where: str) -> Any:

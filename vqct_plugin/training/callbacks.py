@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from vqct_plugin.evaluation.health import collapse_warning, verdict
-from vqct_plugin.evaluation.metrics import usage_of
-from vqct_plugin.training.config import ConfigError
+from vqct_plugin.runs.config import ConfigError
+from vqct_plugin.runs.health import collapse_warning, verdict
+from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
 
@@ -131,7 +131,7 @@ class CodebookUsageLogger(Callback):
         quantizer = getattr(pl_module, "quantize", None)
         if self._hook is not None or not isinstance(quantizer, torch.nn.Module):
             return
-        self._counters = {split: usage_of(quantizer) for split in ("train", "val")}
+        self._counters = {split: make_counter(quantizer) for split in ("train", "val")}
 
         def count(module: Any, inputs: Any, outputs: Any) -> None:
             split = "train" if module.training else "val" if trainer.validating or trainer.sanity_checking else None
