@@ -7,7 +7,8 @@ import torch
 pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
 from vqct_plugin import usage as core
-from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate
+from vqct_plugin.evaluation.figures import evaluate
+from vqct_plugin.evaluation.metrics import CodebookUsageMetric
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 from vqct_plugin.runs.usage import make_counter
 
@@ -59,9 +60,9 @@ def test_psnr_and_ssim_are_scikit_images(model):
             )
         )  # fmt: skip
     assert result.images == 6
-    assert result.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert result.mean["psnr"] == pytest.approx(np.mean(psnr), abs=1e-3)
     # scikit-image leaves the border out, of 5 pixels here, where torchmetrics pads
-    assert result.ssim == pytest.approx(np.mean(ssim), abs=5e-3)
+    assert result.mean["ssim"] == pytest.approx(np.mean(ssim), abs=5e-3)
 
 
 def test_usage_is_of_all_batches_and_the_model_is_left_as_it_was(model):
@@ -84,8 +85,8 @@ def test_batches_make_no_difference(model):
     images = batches()
     one = [{"image": torch.cat([b["image"] for b in images])}]
     a, b = evaluate(model, images), evaluate(model, one)
-    assert a.psnr == pytest.approx(b.psnr, rel=1e-6)
-    assert a.ssim == pytest.approx(b.ssim, rel=1e-6)
+    assert a.mean["psnr"] == pytest.approx(b.mean["psnr"], rel=1e-6)
+    assert a.mean["ssim"] == pytest.approx(b.mean["ssim"], rel=1e-6)
     assert torch.equal(a.counts, b.counts)
 
 
@@ -103,7 +104,7 @@ def test_stock_quantizers_are_counted_as_one_part():
 
 def test_usage_as_a_torchmetrics_metric_is_the_cores():
     part_of_speech, parts = [0] * 15 + [1] * 25, ("adjective", "noun")
-    metric, counter = CodebookUsage(part_of_speech, parts), core.CodebookUsage(part_of_speech, parts)
+    metric, counter = CodebookUsageMetric(part_of_speech, parts), core.CodebookUsage(part_of_speech, parts)
     torch.manual_seed(0)
     for _ in range(3):
         indices = torch.randint(0, 40, (2, 9))
@@ -130,7 +131,7 @@ def test_usage_as_a_torchmetrics_metric_is_the_cores():
 
 def _count_and_compute(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    metric = CodebookUsage(6)
+    metric = CodebookUsageMetric(6)
     metric.update(torch.tensor([rank, rank + 1]))  # 0 1 and 1 2
     found = {name: float(figure) for name, figure in metric.compute().items()}
     assert found["in_use/codes"] == pytest.approx(3 / 6)
@@ -146,7 +147,7 @@ def test_processes_are_added_before_any_figure(tmp_path):
 def test_the_package_gives_its_names_when_asked():
     from vqct_plugin import evaluation
 
-    assert evaluation.CodebookUsage is CodebookUsage
+    assert evaluation.CodebookUsageMetric is CodebookUsageMetric
     assert evaluation.evaluate is evaluate
     assert {"evaluate_runs"} <= set(dir(evaluation))
     with pytest.raises(AttributeError, match="nothing_such"):

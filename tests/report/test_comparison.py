@@ -49,8 +49,8 @@ def test_table_and_picture_say_what_was_measured(done):
     for line, (name, evaluation) in zip(lines[2:], done.evaluations.items()):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0] == name
-        assert cells[1] == f"{evaluation.psnr:.2f} dB"
-        assert cells[2] == f"{evaluation.ssim:.3f}"
+        assert cells[1] == f"{evaluation.mean['psnr']:.2f} dB"
+        assert cells[2] == f"{evaluation.mean['ssim']:.3f}"
         numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
@@ -65,7 +65,7 @@ def test_the_page_shows_both(done):
     assert [its["named"] for its in data["runs"]] == [False, True]
     figures = json.loads((done.report.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
     for its, evaluation in zip(figures, done.evaluations.values()):  # of the last checkpoint, and of the model itself
-        assert its["mean"]["psnr"] == pytest.approx(evaluation.psnr, abs=1e-3)
+        assert its["mean"]["psnr"] == pytest.approx(evaluation.mean["psnr"], abs=1e-3)
         assert its["usage"].keys() == evaluation.usage.keys()
         for part, usage in evaluation.usage.items():
             assert its["usage"][part]["in_use"] == usage.in_use
@@ -80,7 +80,7 @@ def test_a_page_that_cannot_be_is_refused_before_training(tmp_path, tiles):
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"cannot be made: .*choose another with --output"):
+    with pytest.raises(ConfigError, match=r"cannot be made: .*choose another output"):
         compare(output=tmp_path / "file")
 
 

@@ -20,11 +20,12 @@ import yaml
 
 from tests.runs.tiny import config
 from vqct_plugin.commands.report import main
-from vqct_plugin.report.curves import first_of, read_log
-from vqct_plugin.report.page import _sets, make_report
-from vqct_plugin.report.words import tokens_of
+from vqct_plugin.report.curves import find_first, read_log
+from vqct_plugin.report.page import report_runs
+from vqct_plugin.report.sections import group_images
+from vqct_plugin.report.words import encode_images
 from vqct_plugin.runs.config import ConfigError
-from vqct_plugin.runs.health import verdict
+from vqct_plugin.runs.health import judge_usage
 from vqct_plugin.runs.load import load_run
 from vqct_plugin.training.launcher import run
 
@@ -51,7 +52,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    return make_report(runs, folder, images_shown=5, size_shown=32, limit=60, progress=False)
+    return report_runs(runs, folder, images_shown=5, size_shown=32, limit=60, progress=False)
 
 
 def data_of(page):
@@ -63,7 +64,7 @@ def test_the_page_asks_for_nothing(page):
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"""(src|href|srcset|url)\s*[=(]\s*["']?(?!data:|#|\$\{)[a-z/.]""", text.split("<script>")[0])
     assert "{{" not in text
-    assert "a&lt;b&gt;&amp;&quot;&#x27;" in text
+    assert "a&lt;b&gt;&amp;&#34;&#39;" in text
     assert "a<b>" not in text
     files = {file.name for file in page.parent.glob("*.png")}
     assert {"reconstructions.png", "one_step.png", "use_stock_codes.png", "curve_in_use.png"} <= files
@@ -87,7 +88,7 @@ def test_its_maps_are_the_codes_of_the_models(page, runs):
     assert images.shape == (5, 3, 32, 32)
     for its, folder in zip(data["runs"], runs):
         model = load_run(folder, loss=False).model
-        codes = tokens_of(model, images, tile=16).codes
+        codes = encode_images(model, images, tile=16).codes
         shown = np.array(its["maps"]).reshape(5, -1, *its["grid"])
         assert shown.shape == tuple(codes.shape)
         assert (shown == codes.numpy()).mean() > 0.98  # the page has bytes, the evaluation had floats
@@ -112,7 +113,7 @@ def test_its_sentences_are_those_of_the_figures(page):
     for its in figures:
         assert f"{its['mean']['psnr']:.2f} dB PSNR" in text
         for part, usage in its["usage"].items():
-            sentence = verdict(PartUsage(**{**usage, "dead": list(range(usage["dead"]))}), part).sentence
+            sentence = judge_usage(PartUsage(**{**usage, "dead": list(range(usage["dead"]))}), part).sentence
             assert sentence[1:] in text  # its first letter is a capital there
     told = re.findall(r"the step moved ([\d,]+) of ([\d,]+)", text)
     assert int(told[0][0]) < int(told[0][1]) == 64
@@ -129,28 +130,28 @@ def test_curves_are_those_of_the_log(runs):
         assert list(zip(*found)) == expected
         assert len(expected) == 3
     assert read_log(runs[0] / "checkpoints" / "last.ckpt") == read_log(runs[0])
-    assert first_of({"b": found}, "a", "b") is found
-    assert first_of({}, "a") is None
+    assert find_first({"b": found}, "a", "b") is found
+    assert find_first({}, "a") is None
 
 
 def test_a_run_without_a_log_and_words_of_ones_own(runs, tmp_path):
     shutil.copytree(runs[1], tmp_path / "VQCT")
     shutil.rmtree(tmp_path / "VQCT" / "csv")
     words = load_run(runs[1]).model.quantize.words
-    page = make_report([tmp_path / "VQCT"], tmp_path / "r", images_shown=2, words=[words[50]], limit=8, progress=False)
+    page = report_runs([tmp_path / "VQCT"], tmp_path / "r", images_shown=2, words=[words[50]], limit=8, progress=False)
     text = page.read_text(encoding="utf-8")
     assert "have no log of figures" in text
     assert re.findall(r"<th scope=row>([^<]+)<small>", text) == [words[50]]
     assert "a multiple of the evaluation" not in text
     with pytest.raises(ConfigError, match="no codebook of these runs has the word 'wordd'"):
-        make_report([tmp_path / "VQCT"], tmp_path / "s", words=["wordd"], limit=8, progress=False)
+        report_runs([tmp_path / "VQCT"], tmp_path / "s", words=["wordd"], limit=8, progress=False)
     assert not (tmp_path / "s" / "index.html").exists()
 
 
 def test_refusals(runs, page, capsys, tmp_path):
     before = page.read_bytes()
     for words, sentence in (
-        ([runs[0], "-o", page.parent], "index.html exists; write over it with force (--force)"),
+        ([runs[0], "-o", page.parent], "index.html exists; write over it with force"),
         ([runs[0], "-o", tmp_path / "a", "--size_shown", "24"], "size_shown is 24; expected a multiple of 16"),
         ([runs[0], "-o", tmp_path / "a", "--images_shown", "0"], "images_shown is 0; expected 1 or more"),
         ([tmp_path / "none", "-o", tmp_path / "a"], "neither a checkpoint nor a run's folder"),
@@ -331,5 +332,5 @@ def test_a_phone_does_not_scroll_sideways(opened):
 
 
 def test_images_of_one_folder_or_file_belong_together():
-    assert _sets(["a/1.png", "b/2.png", "a/3.png"]) == ["a", "b", "a"]
-    assert _sets(["a/1.png", "a/2.png", "a/1.png"]) == ["1.png", "2.png", "1.png"]
+    assert group_images(["a/1.png", "b/2.png", "a/3.png"]) == ["a", "b", "a"]
+    assert group_images(["a/1.png", "a/2.png", "a/1.png"]) == ["1.png", "2.png", "1.png"]

@@ -1,22 +1,22 @@
 """The table's columns stand under each other; the picture shows what it is given."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from vqct_plugin.evaluation.metrics import Evaluation
 from vqct_plugin.evaluation.tables import format_table
-from vqct_plugin.report.pictures import comparison
+from vqct_plugin.report.pictures import draw_comparison
 from vqct_plugin.usage import CodebookUsage
 
 
 def evaluation(indices, part_of_speech, parts):
     usage = CodebookUsage(part_of_speech, parts)
     usage.update(torch.tensor(indices))
-    return Evaluation(20.0, 0.5, usage.compute(), usage.total_counts(), usage.part_of_speech, 1)
+    return SimpleNamespace(usage=usage.compute(), counts=usage.total_counts(), part_of_speech=usage.part_of_speech)
 
 
 @pytest.fixture
@@ -25,7 +25,8 @@ def figure():
     originals = torch.rand(3, 3, 8, 8) * 2 - 1
     stock = evaluation([0, 0, 0, 5], [0] * 9, ("codes",))
     ours = evaluation([0, 1, 1, 2, 4, 5], [0, 0, 0, 1, 1, 1, 1], ("adjective", "noun"))
-    return comparison(originals, {"stock": -originals, "VQCT": originals}, {"stock": stock, "VQCT": ours}), originals
+    reconstructions = {"stock": -originals, "VQCT": originals}
+    return draw_comparison(originals, reconstructions, {"stock": stock, "VQCT": ours}), originals
 
 
 def test_rows_are_the_original_and_each_model(figure):

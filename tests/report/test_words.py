@@ -11,14 +11,21 @@ pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
 from tests.evaluation.test_metrics import Model
 from vqct_plugin.quantizer import CodebookTransferQuantizer
-from vqct_plugin.report.words import code_colours, commonest, counts_of, telling, tokens_of, words_of_codes
+from vqct_plugin.report.words import (
+    colour_codes,
+    count_each_image,
+    encode_images,
+    find_commonest,
+    find_telling,
+    list_words,
+)
 
 
 def test_telling_words_are_those_of_the_contingency_table():
     """The log-likelihood ratio by scipy's test of a 2 x 2 table; of what is the rarer in a set, nothing."""
     stats = pytest.importorskip("scipy.stats")
     counts = np.random.RandomState(0).poisson(3, (4, 30)) + np.eye(4, 30, 2) * 12
-    found = telling(counts, 5)
+    found = find_telling(counts, 5)
     for own, row in zip(counts, found):
         scores = []
         for code in range(30):
@@ -41,9 +48,9 @@ def test_telling_words_are_those_of_the_contingency_table():
 
 
 def test_sets_that_are_alike_or_alone_have_nothing_to_tell():
-    assert telling(np.ones((3, 5))) == [[], [], []]
-    assert telling(np.array([[3, 1]])) == [[]]
-    assert telling(np.array([[0, 0], [2, 1]])) == [[], []]
+    assert find_telling(np.ones((3, 5))) == [[], [], []]
+    assert find_telling(np.array([[3, 1]])) == [[]]
+    assert find_telling(np.array([[0, 0], [2, 1]])) == [[], []]
 
 
 @pytest.mark.parametrize("options", [{}, {"topk": 2}, {"parts_of_speech": "joint"}])
@@ -51,14 +58,14 @@ def test_codes_stand_where_they_were_chosen(options):
     quantizer = CodebookTransferQuantizer(40, 8, prior=make_prior(), **options)
     model = Model(quantizer).train()
     images = torch.rand(5, 3, 16, 16) * 2 - 1
-    found = tokens_of(model, images, batch_size=2)
+    found = encode_images(model, images, batch_size=2)
     assert model.training
     model.eval()
     quantized, _, (_, _, _indices) = model.encode(images)
     t = quantizer.tokens_per_position
     assert found.codes.shape == (5, t, 4, 4)
     assert torch.equal(quantizer.get_codebook_entry(found.codes.reshape(-1), (5, 4, 4, 8)), quantized)
-    counts = counts_of(found.codes, 40)
+    counts = count_each_image(found.codes, 40)
     assert counts.sum() == 5 * t * 16
     assert counts[2, 7] == (found.codes[2] == 7).sum()
 
@@ -66,21 +73,21 @@ def test_codes_stand_where_they_were_chosen(options):
 def test_large_images_are_encoded_in_tiles():
     model = Model(CodebookTransferQuantizer(40, 8, prior=make_prior())).eval()
     images = torch.rand(2, 3, 32, 48) * 2 - 1
-    found = tokens_of(model, images, tile=16)
+    found = encode_images(model, images, tile=16)
     assert found.codes.shape == (2, 2, 8, 12)
-    one = tokens_of(model, images[:, :, 16:, 16:32])
+    one = encode_images(model, images[:, :, 16:, 16:32])
     assert torch.equal(found.codes[:, :, 4:, 4:8], one.codes)
     assert torch.equal(found.reconstructions[:, :, 16:, 16:32], one.reconstructions)
     with pytest.raises(ValueError, match="expected multiples of the tile's side, 20"):
-        tokens_of(model, images, tile=20)
+        encode_images(model, images, tile=20)
 
 
 def test_stock_codes_are_called_by_their_numbers():
     quantize = pytest.importorskip("taming.modules.vqvae.quantize")
-    words, parts, part_of_speech = words_of_codes(quantize.VectorQuantizer2(3, 4, 0.25))
+    words, parts, part_of_speech = list_words(quantize.VectorQuantizer2(3, 4, 0.25))
     assert (words, parts, part_of_speech.tolist()) == (["code 0", "code 1", "code 2"], ["code"], [0, 0, 0])
     quantizer = CodebookTransferQuantizer(40, 8, prior=make_prior())
-    words, parts, part_of_speech = words_of_codes(quantizer)
+    words, parts, part_of_speech = list_words(quantizer)
     assert (words, tuple(parts)) == (quantizer.words, quantizer.parts)
     assert part_of_speech.tolist() == quantizer.part_of_speech.tolist()
 
@@ -88,7 +95,7 @@ def test_stock_codes_are_called_by_their_numbers():
 def test_like_codes_have_like_colours():
     angle = np.linspace(0, 2 * math.pi, 30, endpoint=False)
     circle = np.column_stack([np.cos(angle), np.sin(angle), 0.01 * np.random.RandomState(0).randn(30)])
-    colours = code_colours(circle, np.zeros(30, dtype=int))
+    colours = colour_codes(circle, np.zeros(30, dtype=int))
     assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
     rgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours], dtype=float)
     middle = rgb - rgb.mean(axis=0)
@@ -99,7 +106,7 @@ def test_like_codes_have_like_colours():
 
 
 def test_the_commonest_of_each_part_are_in_use():
-    assert commonest([5, 0, 9, 1, 0, 0], np.array([0, 0, 0, 1, 1, 1]), 2) == [2, 0, 3]
+    assert find_commonest([5, 0, 9, 1, 0, 0], np.array([0, 0, 0, 1, 1, 1]), 2) == [2, 0, 3]
 
 
 def test_words_of_indices_are_nested_like_them():

@@ -90,10 +90,11 @@ def test_the_launchers_classes_of_2021_have_stand_ins():
 
     from vqct_plugin.runs.datasets import DataModuleFromConfig
     from vqct_plugin.training.callbacks import ImageLogger
+    from vqct_plugin.training.launcher import STAND_INS
 
     for main in ("main", "taming.main"):
         assert find(f"{main}.DataModuleFromConfig", "data") is DataModuleFromConfig
-        assert find(f"{main}.ImageLogger", "x") is ImageLogger
+        assert find(f"{main}.ImageLogger", "x", STAND_INS) is ImageLogger
         assert find(f"{main}.LearningRateMonitor", "x") is LearningRateMonitor
     assert find("pytorch_lightning.loggers.TestTubeLogger", "x") is TensorBoardLogger
     assert find("pytorch_lightning.callbacks.ModelCheckpoint", "x") is ModelCheckpoint

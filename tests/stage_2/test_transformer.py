@@ -11,7 +11,7 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import assert_close, make_prior
 from tests.hosts.toy import dd_config, fit, params
-from vqct_plugin.compat.filtering import filtered, top_k_top_p_filtering
+from vqct_plugin.compat.filtering import filter_logits, top_k_top_p_filtering
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.stage_2 import transformer as stage_2
 from vqct_plugin.stage_2.cache import CachedBlocks
@@ -256,10 +256,11 @@ def test_codes_are_drawn_as_often_as_they_are_likely():
 def test_top_k_and_top_p_keep_the_likeliest():
     logits = torch.log(torch.tensor([[0.5, 0.05, 0.3, 0.15]]))
     kept = [
-        torch.isfinite(filtered(logits, k, p))[0].tolist() for k, p in ((2, None), (None, 0.7), (None, 1.0), (9, 1e-9))
+        torch.isfinite(filter_logits(logits, k, p))[0].tolist()
+        for k, p in ((2, None), (None, 0.7), (None, 1.0), (9, 1e-9))
     ]
     assert kept == [[True, False, True, False], [True, False, True, False], [True] * 4, [True, False, False, False]]
-    assert torch.equal(filtered(logits, None, None), logits)
+    assert torch.equal(filter_logits(logits, None, None), logits)
 
 
 def test_the_filter_lent_to_taming_is_that_of_transformers():

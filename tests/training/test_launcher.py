@@ -34,7 +34,8 @@ def metrics(folder):
     return [{n: float(v) for n, v in zip(names, line.split(",")) if v} for line in lines[1:]]
 
 
-def test_a_run_leaves_what_tamings_does(here, capsys):
+def test_a_run_leaves_what_tamings_does(here, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     words = ["lightning.callbacks.codebook_usage_logger.params.every_n_batches=3"]
     done = run([write(here)], words, trainer={"max_epochs": 2, "log_every_n_steps": 1}, name="first", postfix="_a")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_first_a", done.folder.name)
@@ -67,7 +68,7 @@ def test_a_run_leaves_what_tamings_does(here, capsys):
     assert done.trainer.global_step == 12
     assert done.model.learning_rate == pytest.approx(2 * 5e-4)
     rule = "learning rate 1.00e-03 = 1 (accumulate_grad_batches) * 1 (processes) * 2 (batch_size)"
-    assert rule in capsys.readouterr().out
+    assert rule in caplog.text
 
 
 def rows_of(rows, name):
@@ -300,14 +301,14 @@ def test_a_run_is_never_overwritten(here, monkeypatch):
     monkeypatch.setattr("vqct_plugin.training.launcher.datetime.datetime", Stopped)
     done = run([write(here)], trainer={"max_epochs": 1})
     before = {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
-    with pytest.raises(ConfigError, match=r"there is a run in .* already; go on with it by -r"):
+    with pytest.raises(ConfigError, match=r"there is a run in .* already; resume it"):
         run([here / "tiny.yaml"], trainer={"max_epochs": 1})
     assert before == {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
 
 
 def test_a_log_folder_that_cannot_be_written_is_refused(here):
     (here / "logs").write_text("a file, not a folder")
-    with pytest.raises(ConfigError, match=r"the log folder logs/.* cannot be written: .*choose another with -l"):
+    with pytest.raises(ConfigError, match=r"the log folder logs/.* cannot be written: .*choose another logdir"):
         run([write(here)], trainer={"max_epochs": 1})
 
 
@@ -336,7 +337,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_checkpoint(here):
     words = [sys.executable, str(script), "-r", str(first.folder), "--max_epochs", "3"]
     done = subprocess.run(words, cwd=here, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert f"last.ckpt is the last good checkpoint: go on with -r {first.folder}" in done.stderr
+    assert f"last.ckpt is the last good checkpoint: resume {first.folder}" in done.stderr
     assert "Traceback" not in done.stderr
     assert last.read_bytes() == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2  # it was the other process's

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
+from vqct_plugin.commands.messages import show_messages
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``load_run`` and ``draw_samples``."""
@@ -36,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 for an error told on stderr."""
     options = make_parser().parse_intermixed_args(argv)
+    show_messages()
     try:
         import torch
 

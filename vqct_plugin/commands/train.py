@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from vqct_plugin.commands.messages import show_messages
+
 DESCRIPTION = """\
 Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
 
@@ -18,6 +20,7 @@ key=value with dots overrides the config. --key value is an argument of Lightnin
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    show_messages()
     # `--base a.yaml key=value`: argparse takes both for files
     base = [word for word in options.base if "=" not in word or Path(word).exists()]
     swallowed = [word for word in options.base if word not in base]

@@ -4,11 +4,13 @@ A ``.ckpt`` is a pickle, and a pickle is a program. ``torch.load`` either runs i
 1.13, the default from 2.6), refuses the checkpoints of old Lightning, which hold callbacks' classes and numpy numbers.
 """
 
+import logging
 import zipfile
-from typing import Any, Dict, Iterable, List, Mapping
+from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from vqct_plugin.compat.pickles import Inert, materialise, read_stream, read_zip
 
+_log = logging.getLogger(__name__)
 _STOCK_CODEBOOK = "quantize.embedding.weight"
 
 
@@ -55,24 +57,27 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
     return weights
 
 
-def load_into(model: Any, path: Any, ignore_keys: Iterable[str] = ()) -> None:
-    """Load a checkpoint's weights into a host's model, and print what was loaded and what was not.
+def load_into(
+    model: Any, path: Any, ignore_keys: Iterable[str] = (), weights: Optional[Dict[str, Any]] = None
+) -> None:
+    """Load a checkpoint's weights into a host's model, and log what was loaded and what was not.
 
     Keys that begin with one of ``ignore_keys`` are left out. So is a stock VQGAN's learned codebook, where the model
-    has none: the transferred one starts from its prior.
+    has none: the transferred one starts from its prior. ``weights`` are those of the file, where it was read already.
 
     Raises:
         CheckpointError: the file cannot be read, or its tensors do not fit; the model is as it was.
     """
-    weights = read_state_dict(path)
+    weights = read_state_dict(path) if weights is None else dict(weights)
     prefixes = (ignore_keys,) if isinstance(ignore_keys, str) else tuple(map(str, ignore_keys))
     for key in [key for key in weights if key.startswith(prefixes)]:
-        print(f"Left out {key}, as ignore_keys says.")
+        _log.info("Left out %s, as ignore_keys says.", key)
         del weights[key]
     own = model.state_dict()
     if _STOCK_CODEBOOK in weights and _STOCK_CODEBOOK not in own:
         shape = tuple(weights.pop(_STOCK_CODEBOOK).shape)
-        print(f"Left out {_STOCK_CODEBOOK} {shape}, a learned codebook: this model's is transferred from its prior.")
+        sentence = "Left out %s %s, a learned codebook: this model's is transferred from its prior."
+        _log.info(sentence, _STOCK_CODEBOOK, shape)
     found = [key for key in weights if key in own]
     if not found:
         raise CheckpointError(
@@ -86,20 +91,20 @@ def load_into(model: Any, path: Any, ignore_keys: Iterable[str] = ()) -> None:
     except Exception as error:
         model.load_state_dict(before)
         if misfits and not isinstance(error, ValueError):  # the quantizer says itself that its prior is another
-            raise CheckpointError(_misfit(path, weights, own, misfits)) from error
+            raise CheckpointError(_describe_misfit(path, weights, own, misfits)) from error
         if isinstance(error, RuntimeError):
             raise CheckpointError(f"{path} does not fit the model: {error}") from error
         raise
-    print(f"Restored {len(found)} of the model's {len(own)} tensors from {path}.")
+    _log.info("Restored %d of the model's %d tensors from %s.", len(found), len(own), path)
     for what, keys in (
         ("Not in the checkpoint, as initialised", sorted(set(own) - set(weights))),
         ("In the checkpoint, not in the model", sorted(set(weights) - set(own))),
     ):
         if keys:
-            print(f"{what}: {', '.join(keys[:8])}{f' and {len(keys) - 8} more' if len(keys) > 8 else ''}.")
+            _log.info("%s: %s%s.", what, ", ".join(keys[:8]), f" and {len(keys) - 8} more" if len(keys) > 8 else "")
 
 
-def _misfit(path: Any, weights: Mapping[str, Any], own: Mapping[str, Any], keys: List[str]) -> str:
+def _describe_misfit(path: Any, weights: Mapping[str, Any], own: Mapping[str, Any], keys: List[str]) -> str:
     each = "; ".join(f"{k} is {tuple(weights[k].shape)} there and {tuple(own[k].shape)} in the model" for k in keys[:4])
     prefixes = ", ".join(dict.fromkeys(f'"{key.rsplit(".", 1)[0]}"' for key in keys))
     return (

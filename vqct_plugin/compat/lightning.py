@@ -82,11 +82,11 @@ class Adapted:
             return self._outputs.pop(0)
         output = super().forward(*args, **kwargs)  # type: ignore[misc]
         if self._pass == 0:
-            self._outputs.append(_detached(output))
+            self._outputs.append(_detach(output))
         return output
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        with self._each_name_logged_once():
+        with self._log_each_name_once():
             output = super().validation_step(batch, batch_idx)  # type: ignore[misc]
         # VQModel returns its method log_dict, which says nothing and which Lightning should not have to keep
         return None if callable(output) and not isinstance(output, torch.Tensor) else output
@@ -113,7 +113,7 @@ class Adapted:
             self._pass = None
 
     @contextmanager
-    def _each_name_logged_once(self) -> Iterator[None]:
+    def _log_each_name_once(self) -> Iterator[None]:
         self._logged = set()
         try:
             yield
@@ -158,14 +158,14 @@ class ByLightning(Adapted):
         ]
         if wrong:
             raise ValueError(
-                f"{', '.join(wrong)}: for {self.host.__name__} on Lightning {_lightning().__version__} these are "
-                "arguments of the Trainer (lightning.trainer in the YAML), not of the model"
+                f"{', '.join(wrong)}: for {self.host.__name__} on Lightning {_import_lightning().__version__} these "
+                "are arguments of the Trainer (lightning.trainer in the YAML), not of the model"
             )
 
 
 class OneOptimizer(ByLightning):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        with self._each_name_logged_once():
+        with self._log_each_name_once():
             return super().training_step(batch, batch_idx)  # type: ignore[misc]
 
     def _check_options(self) -> None:
@@ -176,7 +176,7 @@ class OneOptimizer(ByLightning):
 
 class TwoOptimizersByLightning(ByLightning):
     def training_step(self, batch: Any, batch_idx: int, optimizer_idx: int) -> Any:
-        with self._each_name_logged_once():
+        with self._log_each_name_once():
             return self._host_training_step(batch, batch_idx, optimizer_idx)
 
 
@@ -235,9 +235,9 @@ class TwoOptimizersByHand(Adapted):
         self._accumulating = not stepping
         # Lightning counts each optimizer's step; these hooks count. They are called once, after the last optimizer.
         begin_count, end_count = optimizers[0]._on_before_step, optimizers[0]._on_after_step
-        with self._each_name_logged_once():
+        with self._log_each_name_once():
             for index, optimizer in enumerate(optimizers):
-                optimizer._on_before_step = optimizer._on_after_step = _nothing
+                optimizer._on_before_step = optimizer._on_after_step = _do_nothing
                 with optimizer.toggle_model(sync_grad=stepping):
                     loss = self._host_training_step(batch, batch_idx, index)
                     loss = loss["loss"] if isinstance(loss, dict) else loss
@@ -324,11 +324,11 @@ def for_installed_lightning(cls: Any) -> Any:
 
 def lightning_version() -> Tuple[int, int]:
     """(major, minor) of the installed pytorch-lightning."""
-    major, minor = re.findall(r"\d+", _lightning().__version__)[:2]
+    major, minor = re.findall(r"\d+", _import_lightning().__version__)[:2]
     return int(major), int(minor)
 
 
-def _lightning() -> Any:
+def _import_lightning() -> Any:
     import pytorch_lightning
 
     return pytorch_lightning
@@ -339,13 +339,13 @@ def _make_again(host: type) -> Any:
     return cls.__new__(cls)
 
 
-def _detached(output: Any) -> Any:
+def _detach(output: Any) -> Any:
     if isinstance(output, torch.Tensor):
         return output.detach()
     if type(output) in (list, tuple):
-        return type(output)(_detached(item) for item in output)
+        return type(output)(_detach(item) for item in output)
     return output
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     return None

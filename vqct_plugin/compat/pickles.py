@@ -194,7 +194,7 @@ def read_stream(file: IO[bytes]) -> Tuple[Any, ReadStorage]:
         numel = struct.unpack("<q", file.read(8))[0]
         if numel < 0 or key not in seen:
             raise pickle.UnpicklingError(f"storage {key!r} is not one that the checkpoint names")
-        places[key] = (file.tell(), numel * _item_size(seen[key].dtype))
+        places[key] = (file.tell(), numel * _get_item_size(seen[key].dtype))
         file.seek(places[key][1], 1)
 
     def storage_bytes(storage: Storage) -> bytes:
@@ -205,7 +205,7 @@ def read_stream(file: IO[bytes]) -> Tuple[Any, ReadStorage]:
     return checkpoint, storage_bytes
 
 
-def _item_size(dtype: str) -> int:
+def _get_item_size(dtype: str) -> int:
     return torch.empty((), dtype=getattr(torch, dtype)).element_size()
 
 
@@ -223,9 +223,9 @@ def materialise(value: Any, storage_bytes: ReadStorage) -> Any:
 def _tensor(record: Record, storage_bytes: ReadStorage) -> torch.Tensor:
     dtype = getattr(torch, record.dtype or record.storage.dtype)
     data = storage_bytes(record.storage)
-    size = _item_size(record.dtype or record.storage.dtype)
-    start = record.storage.first * _item_size(record.storage.dtype)
-    length = record.storage.numel * _item_size(record.storage.dtype)
+    size = _get_item_size(record.dtype or record.storage.dtype)
+    start = record.storage.first * _get_item_size(record.storage.dtype)
+    length = record.storage.numel * _get_item_size(record.storage.dtype)
     if len(data) < start + length or start < 0 or length < 0 or length % size:
         raise pickle.UnpicklingError(f"storage {record.storage.key!r} is cut short")
     carrier = record.storage.dtype if record.dtype is None else f"int{8 * size}"

@@ -37,8 +37,8 @@ def import_taming(module: str = "taming.models.vqgan") -> Any:
         if not found:
             raise ImportError(f"no package {needed!r}. {INSTALL}", name=needed)
     try:
-        with removed_names_lent():
-            if _root_of_checkout() is not None and "torch._six" in sys.modules:
+        with lend_removed_names():
+            if _find_root_of_checkout() is not None and "torch._six" in sys.modules:
                 # A checkout's data sets (ImageNet, ADE20K) import taming.data.utils when a YAML names them, later than
                 # this; it needs torch._six, so it is imported while that is lent.
                 importlib.import_module("taming.data.utils")
@@ -52,7 +52,7 @@ def import_taming(module: str = "taming.models.vqgan") -> Any:
 
 
 @contextmanager
-def removed_names_lent() -> Iterator[None]:
+def lend_removed_names() -> Iterator[None]:
     """While this is open, taming-transformers can be imported: what is gone is there.
 
     - ``pytorch_lightning.utilities.distributed.rank_zero_only``: the wheel's ``taming/main.py`` imports it; the name
@@ -65,12 +65,12 @@ def removed_names_lent() -> Iterator[None]:
       ``main.py`` is not what ``import main`` would find: the checkout came onto the path without it, or the user's
       program has a ``main`` of its own, which is neither run nor replaced.
     """
-    with _lent_rank_zero_only(), _lent_string_classes(), _lent_main(), _lent_filtering():
+    with _lend_rank_zero_only(), _lend_string_classes(), _lend_main(), _lend_filtering():
         yield
 
 
 @contextmanager
-def _lent_rank_zero_only() -> Iterator[None]:
+def _lend_rank_zero_only() -> Iterator[None]:
     name = "pytorch_lightning.utilities.distributed"
     module: Any = None
     with suppress(ImportError):
@@ -92,7 +92,7 @@ def _lent_rank_zero_only() -> Iterator[None]:
 
 
 @contextmanager
-def _lent_string_classes() -> Iterator[None]:
+def _lend_string_classes() -> Iterator[None]:
     try:
         importlib.import_module("torch._six")
     except ImportError:
@@ -103,9 +103,9 @@ def _lent_string_classes() -> Iterator[None]:
 
 
 @contextmanager
-def _lent_main() -> Iterator[None]:
-    root = _root_of_checkout()
-    if root is None or _file_of_main() == root / "main.py":
+def _lend_main() -> Iterator[None]:
+    root = _find_root_of_checkout()
+    if root is None or _find_file_of_main() == root / "main.py":
         yield
         return
     with _in_sys_modules("main", instantiate_from_config=_instantiate_from_config):
@@ -113,7 +113,7 @@ def _lent_main() -> Iterator[None]:
 
 
 @contextmanager
-def _lent_filtering() -> Iterator[None]:
+def _lend_filtering() -> Iterator[None]:
     from vqct_plugin.compat.filtering import top_k_top_p_filtering
 
     name = "top_k_top_p_filtering"
@@ -152,7 +152,7 @@ def _in_sys_modules(name: str, **attributes: Any) -> Iterator[None]:
             sys.modules[name] = before
 
 
-def _root_of_checkout() -> Optional[Path]:
+def _find_root_of_checkout() -> Optional[Path]:
     """The folder that holds ``taming/`` where its models import a top-level ``main``; None for the wheel."""
     module = sys.modules.get("taming")
     if module is not None:
@@ -165,7 +165,7 @@ def _root_of_checkout() -> Optional[Path]:
     return Path(folders[0]).resolve().parent
 
 
-def _file_of_main() -> Optional[Path]:
+def _find_file_of_main() -> Optional[Path]:
     """The file that ``import main`` gives, found without running it."""
     if "main" in sys.modules:
         file = getattr(sys.modules["main"], "__file__", None)

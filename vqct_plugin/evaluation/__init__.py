@@ -7,12 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
-    from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate
+    from vqct_plugin.evaluation.figures import evaluate
+    from vqct_plugin.evaluation.metrics import CodebookUsageMetric
     from vqct_plugin.evaluation.runs import evaluate_runs
 
-_WHERE = {"CodebookUsage": "metrics", "evaluate": "metrics", "evaluate_runs": "runs"}
+_WHERE = {"CodebookUsageMetric": "metrics", "evaluate": "figures", "evaluate_runs": "runs"}
 
-__all__ = ["CodebookUsage", "evaluate", "evaluate_runs"]
+__all__ = ["CodebookUsageMetric", "evaluate", "evaluate_runs"]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,13 @@ from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
 from vqct_plugin.transfer import TableTransfer
 
 
-def options_of(quantizer: type, given_by_host: Sequence[str]) -> List[str]:
+def list_options(quantizer: type, given_by_host: Sequence[str]) -> List[str]:
     """The arguments of a quantizer that a host's own arguments do not give."""
     names = list(inspect.signature(quantizer.__init__).parameters)[1:]  # type: ignore[misc]
     return [name for name in names if name not in ("n_e", "e_dim", *given_by_host)]
 
 
-def sorted_options(
+def sort_options(
     cls: type, options: Mapping[str, Any], quantizer_options: Iterable[str], known: Sequence[str]
 ) -> Tuple[Dict[str, Any], Dict[str, Any]]:
     """``model.params`` that are not the host's: those of the quantizer, and those of the Lightning adapter.
@@ -36,7 +36,7 @@ def sorted_options(
     return quantizer, plain_options
 
 
-def parameters_of(*classes: Any) -> List[str]:
+def list_parameters(*classes: Any) -> List[str]:
     """The names of the arguments of these classes' constructors, for a message; ``**options`` are not among them."""
     names: Dict[str, None] = {}
     for cls in classes:
@@ -46,7 +46,7 @@ def parameters_of(*classes: Any) -> List[str]:
     return list(names)
 
 
-def total(n_embed: Any) -> Any:
+def add_up(n_embed: Any) -> Any:
     """The number of codes that the host is to be told: a mapping from parts to numbers adds up."""
     return sum(n_embed.values()) if isinstance(n_embed, Mapping) else n_embed
 

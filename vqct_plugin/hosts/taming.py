@@ -11,7 +11,7 @@ from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.gumbel import GumbelTransferQuantizer
-from vqct_plugin.hosts.base import install, options_of, parameters_of, sorted_options, total
+from vqct_plugin.hosts.base import add_up, install, list_options, list_parameters, sort_options
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = [
@@ -54,9 +54,9 @@ class _Transferred:
         if sane_index_shape:
             options["sane_index_shape"] = sane_index_shape
         own = {name: options.pop(name) for name in self._host_arguments}
-        known = parameters_of(*(cls for cls in type(self).__mro__ if issubclass(cls, _Transferred)))
-        of_quantizer = options_of(self._quantizer, ("temp_init", *self._shared_arguments))
-        quantizer_options, options = sorted_options(type(self), options, of_quantizer, known)
+        known = list_parameters(*(cls for cls in type(self).__mro__ if issubclass(cls, _Transferred)))
+        of_quantizer = list_options(self._quantizer, ("temp_init", *self._shared_arguments))
+        quantizer_options, options = sort_options(type(self), options, of_quantizer, known)
         quantizer_options.update({name: own[name] for name in self._shared_arguments})
         n_embed = to_plain(n_embed)
         # The host builds its own codebook first, as large as it would have: the random numbers that this takes are
@@ -64,7 +64,7 @@ class _Transferred:
         super().__init__(
             ddconfig=ddconfig,
             lossconfig=lossconfig,
-            n_embed=total(n_embed),
+            n_embed=add_up(n_embed),
             embed_dim=embed_dim,
             ckpt_path=None,
             image_key=image_key,

@@ -10,13 +10,13 @@ from torch import Tensor
 from vqct_plugin.prior import CodebookPrior, PriorError
 
 
-def codebook_of(quantizer: Any) -> Tensor:
+def get_codebook(quantizer: Any) -> Tensor:
     """The codes (n_e, D) of a quantizer, stock or ours, on the CPU, as evaluation uses them."""
     embedding = quantizer.embed if not hasattr(quantizer, "embedding") else quantizer.embedding  # GumbelQuantize
     return embedding.weight.detach().float().cpu()
 
 
-def word_vectors(quantizer: Any, prior: Any = "default") -> np.ndarray:
+def get_word_vectors(quantizer: Any, prior: Any = "default") -> np.ndarray:
     """(n_e, d): the language model's vector of each code's word, before transfer.
 
     Raises:
@@ -31,7 +31,7 @@ def word_vectors(quantizer: Any, prior: Any = "default") -> np.ndarray:
     return whole.vectors[places].astype(np.float32)
 
 
-def nearest(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric: str) -> np.ndarray:
+def find_neighbours(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric: str) -> np.ndarray:
     """(n, number) the nearest other codes of the same part, the nearest first; -1 where a part has fewer.
 
     ``metric``: ``"cosine"`` for words' vectors, ``"euclidean"`` for codes, which are looked up by it.
@@ -51,15 +51,15 @@ def nearest(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric
     return found
 
 
-def neighbours_kept(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(n,) the share of each code's nearest before that is among its nearest after; both as :func:`nearest` gives."""
+def share_kept(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """(n,) the share of each code's nearest before that is among its nearest after, see :func:`find_neighbours`."""
     same = (before[:, :, None] == after[:, None, :]) & (before >= 0)[:, :, None]
     number = np.maximum((before >= 0).sum(axis=1), 1)
     share: np.ndarray = same.any(axis=2).sum(axis=1) / number
     return share
 
 
-def moved(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def measure_moves(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """(n,) how far each code was moved, beyond what moves all codes alike.
 
     The words' vectors, in as many of their principal components as codes have channels, are laid upon the codes as well
@@ -96,7 +96,7 @@ class Step(NamedTuple):
         return int((self.distance > 0).sum())
 
 
-def one_step(model: Any, images: Tensor, learning_rate: float = 1e-4) -> Step:
+def take_step(model: Any, images: Tensor, learning_rate: float = 1e-4) -> Step:
     """One step of Adam, as the first of a training, on a copy of a model's quantizer; the model stays as it is.
 
     Codes are learned from the quantizer's own loss alone, which is all that is computed here.
@@ -117,19 +117,19 @@ def one_step(model: Any, images: Tensor, learning_rate: float = 1e-4) -> Step:
             z = model.quant_conv(model.encoder(images.to(device)))
     finally:
         model.train(was_training)
-    before = codebook_of(quantizer).clone()
+    before = get_codebook(quantizer).clone()
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=learning_rate, betas=(0.5, 0.9))
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)  # dropout
         _, loss, (_, _, indices) = quantizer(z)
         loss.backward()
     optimizer.step()
-    distance = (codebook_of(quantizer) - before).norm(dim=1).numpy()
+    distance = (get_codebook(quantizer) - before).norm(dim=1).numpy()
     chosen = np.bincount(indices.reshape(-1).cpu().numpy(), minlength=len(before)) > 0
     return Step(chosen, distance)
 
 
-def moves_by_word(distance: np.ndarray, part_of_speech: np.ndarray, number: int) -> List[Tuple[List[int], List[int]]]:
+def rank_moves(distance: np.ndarray, part_of_speech: np.ndarray, number: int) -> List[Tuple[List[int], List[int]]]:
     """For each part, the codes that moved least and most."""
     found = []
     for part in np.unique(part_of_speech):

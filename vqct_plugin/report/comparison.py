@@ -1,21 +1,25 @@
 """The main job of the README: one taming YAML trained twice, stock and with our target, and the two side by side."""
 
 import datetime
+import logging
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
 
-import torch
 from omegaconf import OmegaConf
 
-from vqct_plugin.evaluation.metrics import Evaluation, evaluate
+from vqct_plugin.evaluation.figures import RunFigures
+from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.tables import format_table
-from vqct_plugin.report.page import make_report
-from vqct_plugin.report.pictures import comparison
+from vqct_plugin.report.page import choose_images, make_report
+from vqct_plugin.report.pictures import draw_comparison
+from vqct_plugin.report.words import encode_images
 from vqct_plugin.runs.build import build_validation_set
 from vqct_plugin.runs.config import ConfigError, load_config
+from vqct_plugin.runs.load import Trained, load_first_stage
 from vqct_plugin.training.launcher import run
 
+_log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
 OURS = "model.target=vqct_plugin.VQModel"
 
@@ -33,7 +37,7 @@ class Comparison(NamedTuple):
     """
 
     folder: Path
-    evaluations: Dict[str, Evaluation]
+    evaluations: Dict[str, RunFigures]
     seconds: Dict[str, float]
     table: str
     picture: Path
@@ -65,40 +69,35 @@ def compare(
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
     """
-    size_shown = _size_shown(load_config(base, [*overrides]), tiles_shown)
+    size_shown = _compute_size(load_config(base, [*overrides]), tiles_shown)
     folder = Path(output) / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error}; choose another with --output") from error
-    evaluations: Dict[str, Evaluation] = {}
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output") from error
     seconds: Dict[str, float] = {}
-    reconstructions: Dict[str, torch.Tensor] = {}
-    folders: List[Path] = []
+    trained: List[Trained] = []
     for name, more in (("stock", []), ("VQCT", [OURS])):
-        print(f"\n{name}: {' '.join(more) if more else 'the config as it is'}", flush=True)
+        _log.info("\n%s: %s", name, " ".join(more) if more else "the config as it is")
         begin = time.perf_counter()
         done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
         seconds[name] = time.perf_counter() - begin
-        folders.append(done.folder)
-        done.model.eval()
-        evaluations[name] = evaluate(done.model, done.trainer.datamodule.val_dataloader())
-        originals = _examples(done)
-        with torch.no_grad():
-            reconstructions[name] = done.model(originals)[0]
-    rows = [_row(name, evaluations[name], seconds[name], originals.shape) for name in evaluations]
-    text = format_table(rows)
+        trained.append(load_first_stage(done.folder))
+    _log.info("\nwriting the report")
+    report = folder / "report"
+    figures = evaluate_runs(trained, report / "evaluation", names=list(seconds), progress=False)
+    text = format_table([_make_row(its, seconds[its.name]) for its in figures])
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")
     picture = folder / "comparison.png"
-    comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
-    print("\nwriting the report", flush=True)
-    report = make_report(
-        folders, folder / "report", names=list(evaluations), size_shown=size_shown, workers=0, progress=False
-    )
-    return Comparison(folder, evaluations, seconds, text, picture, report)
+    originals = choose_images(trained[0], 8).images
+    reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
+    evaluations = {its.name: its for its in figures}
+    draw_comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
+    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
+    return Comparison(folder, evaluations, seconds, text, picture, page)
 
 
-def _size_shown(config: Any, tiles: int) -> Optional[int]:
+def _compute_size(config: Any, tiles: int) -> Optional[int]:
     """The side of the images on the page; refused before the training, not after it."""
     if tiles == 1:
         return None
@@ -116,31 +115,19 @@ def _size_shown(config: Any, tiles: int) -> Optional[int]:
     return side
 
 
-def _examples(done: Any, number: int = 8) -> torch.Tensor:
-    """Images of the validation set, spread over it."""
-    dataset = done.trainer.datamodule.datasets["validation"]
-    number = min(number, len(dataset))
-    places = [(2 * i + 1) * len(dataset) // (2 * number) for i in range(number)]
-    batch = torch.utils.data.default_collate([dataset[i] for i in places])
-    device = next(done.model.parameters()).device
-    images: torch.Tensor = done.model.get_input(batch, done.model.image_key).to(device)
-    return images
-
-
-def _row(name: str, evaluation: Evaluation, seconds: float, shape: Sequence[int]) -> Dict[str, str]:
-    parts: List[str] = list(evaluation.usage)
-    tokens = sum(usage.tokens for usage in evaluation.usage.values()) // evaluation.images
-    in_use = [f"{u.in_use:,} of {u.codes:,}{_of(part)}" for part, u in evaluation.usage.items()]
+def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
+    in_use = [f"{u.in_use:,} of {u.codes:,}{_name_part(part)}" for part, u in its.usage.items()]
+    perplexity = [f"{u.perplexity:.0f}{_name_part(part)}" for part, u in its.usage.items()]
     return {
-        "model": name,
-        "PSNR": f"{evaluation.psnr:.2f} dB",
-        "SSIM": f"{evaluation.ssim:.3f}",
+        "model": its.name,
+        "PSNR": f"{its.mean['psnr']:.2f} dB",
+        "SSIM": f"{its.mean['ssim']:.3f}",
         "codes in use": ", ".join(in_use),
-        "perplexity": ", ".join(f"{evaluation.usage[part].perplexity:.0f}{_of(part)}" for part in parts),
-        "tokens an image": f"{tokens:,}",
+        "perplexity": ", ".join(perplexity),
+        "tokens an image": f"{its.tokens:,}",
         "seconds": f"{seconds:.0f}",
     }
 
 
-def _of(part: str) -> str:
+def _name_part(part: str) -> str:
     return "" if part == "codes" else f" {part}s"

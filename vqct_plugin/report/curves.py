@@ -25,9 +25,9 @@ def read_log(run: Union[str, Path]) -> Dict[str, Curve]:
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open(newline="", encoding="utf-8") as stream:
             for i, row in enumerate(csv.DictReader(stream)):
-                step = _number(row.get("step") or row.get("global_step")) if row else None
+                step = _read_number(row.get("step") or row.get("global_step")) if row else None
                 for name, text in row.items():
-                    value = _number(text)
+                    value = _read_number(text)
                     if name and value is not None and name not in ("step", "epoch", "created_at"):
                         curve = curves.setdefault(name, Curve([], []))
                         curve.steps.append(float(i) if step is None else step)
@@ -35,13 +35,13 @@ def read_log(run: Union[str, Path]) -> Dict[str, Curve]:
     return curves
 
 
-def _number(text: object) -> Union[float, None]:
+def _read_number(text: object) -> Union[float, None]:
     try:
         return float(str(text))
     except ValueError:
         return None
 
 
-def first_of(curves: Dict[str, Curve], *names: str) -> Union[Curve, None]:
+def find_first(curves: Dict[str, Curve], *names: str) -> Union[Curve, None]:
     """The first of these curves that is there; launchers name them differently."""
     return next((curves[name] for name in names if name in curves), None)

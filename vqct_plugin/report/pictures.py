@@ -9,19 +9,21 @@ import torch
 from torch import Tensor
 
 from vqct_plugin._drawing import COLOURS, colours, in_two_dimensions, label_points, theme
-from vqct_plugin.evaluation.metrics import Evaluation
+from vqct_plugin.evaluation.figures import RunFigures
 
 #: the difference that an error map shows in its brightest colour, of values in [-1, 1], mean over the channels
 BRIGHTEST_ERROR = 0.5
 
 
-def comparison(originals: Tensor, reconstructions: Mapping[str, Tensor], evaluations: Mapping[str, Evaluation]) -> Any:
+def draw_comparison(
+    originals: Tensor, reconstructions: Mapping[str, Tensor], evaluations: Mapping[str, RunFigures]
+) -> Any:
     """Originals, each model's reconstructions below them, and at the bottom the use of each model's codebook.
 
     Args:
         originals: (N, 3, H, W) in [-1, 1].
         reconstructions: of each model by name, shaped as the originals.
-        evaluations: of each model by name, see :func:`vqct_plugin.evaluation.metrics.evaluate`.
+        evaluations: of each model by name, see :func:`vqct_plugin.evaluation.evaluate`.
 
     Returns:
         A ``matplotlib.figure.Figure``.
@@ -40,7 +42,7 @@ def comparison(originals: Tensor, reconstructions: Mapping[str, Tensor], evaluat
     axes = upper.subplots(len(rows), number, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
     for line, (name, images) in zip(axes, rows):
         for axis, image in zip(line, images):
-            axis.imshow(_as_picture(image), interpolation="nearest")
+            axis.imshow(_to_picture(image), interpolation="nearest")
             axis.set_xticks([])
             axis.set_yticks([])
             for spine in axis.spines.values():
@@ -49,12 +51,12 @@ def comparison(originals: Tensor, reconstructions: Mapping[str, Tensor], evaluat
     chart_axes = lower.subplots(1, len(charts), sharey=True, squeeze=False)[0]
     lower.suptitle("Which codes are used: the share of choices each code took, the most used first", fontsize=10)
     for axis, (name, part) in zip(chart_axes, charts):
-        _draw_use(axis, name, part, evaluations[name], COLOURS[list(evaluations).index(name) % len(COLOURS)])
+        _plot_use(axis, name, part, evaluations[name], COLOURS[list(evaluations).index(name) % len(COLOURS)])
     chart_axes[0].set_ylabel("share of choices")
     return figure
 
 
-def _draw_use(axis: Any, name: str, part: str, evaluation: Any, colour: str) -> None:
+def _plot_use(axis: Any, name: str, part: str, evaluation: Any, colour: str) -> None:
     usage = evaluation.usage[part]
     own = evaluation.counts[evaluation.part_of_speech == list(evaluation.usage).index(part)]
     share = own.sort(descending=True)[0].double().numpy() / max(usage.tokens, 1)
@@ -64,25 +66,25 @@ def _draw_use(axis: Any, name: str, part: str, evaluation: Any, colour: str) -> 
     axis.set_xlim(0, usage.codes)
     axis.spines[["top", "right"]].set_visible(False)
     axis.set_title(
-        f"{name}: {usage.in_use:,} of {usage.codes:,} {plural(part)} in use ({usage.share:.0%})\nperplexity "
+        f"{name}: {usage.in_use:,} of {usage.codes:,} {make_plural(part)} in use ({usage.share:.0%})\nperplexity "
         f"{usage.perplexity:.0f}",
         fontsize=9,
     )
     axis.set_xlabel("code, by use")
 
 
-def plural(part: str) -> str:
+def make_plural(part: str) -> str:
     """What the codes of a part are called together."""
     return "codes" if part in ("codes", "code", "joint") else f"{part}s"
 
 
-def code_use(name: str, part: str, evaluation: Any, colour: int = 0, dark: bool = False) -> Any:
+def draw_use(name: str, part: str, evaluation: Any, colour: int = 0, dark: bool = False) -> Any:
     """How often each code of a part was chosen, the most used first: the paper's Figure 5 for one part of one model.
 
     Args:
         name: of the model.
         part: a key of ``evaluation.usage``.
-        evaluation: an :class:`~vqct_plugin.evaluation.metrics.Evaluation`, or figures of ``evaluate_runs``.
+        evaluation: figures of ``evaluate`` or ``evaluate_runs``.
         colour: which of the colours that tell models apart.
     """
     from matplotlib.figure import Figure
@@ -90,12 +92,12 @@ def code_use(name: str, part: str, evaluation: Any, colour: int = 0, dark: bool 
     with theme(dark):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axis = figure.subplots()
-        _draw_use(axis, name, part, evaluation, colours(dark)[colour % len(COLOURS)])
+        _plot_use(axis, name, part, evaluation, colours(dark)[colour % len(COLOURS)])
         axis.set_ylabel("share of choices")
     return figure
 
 
-def error_map(original: Tensor, reconstruction: Tensor) -> np.ndarray:
+def map_error(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     """(H, W, 3) uint8: where a reconstruction differs from its original, black for not at all.
 
     The colour is the absolute difference, the mean over the channels, brightest from ``BRIGHTEST_ERROR`` on.
@@ -110,7 +112,7 @@ def error_map(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     return coloured
 
 
-def reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bool = False) -> Any:
+def draw_reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bool = False) -> Any:
     """Originals, and each model's reconstructions with their error maps below them: the paper's Figure 4.
 
     Args:
@@ -119,10 +121,10 @@ def reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bo
     """
     from matplotlib.figure import Figure
 
-    rows: List[Tuple[str, List[np.ndarray]]] = [("original", [_as_picture(image) for image in originals])]
+    rows: List[Tuple[str, List[np.ndarray]]] = [("original", [_to_picture(image) for image in originals])]
     for name, images in of_models.items():
-        rows.append((name, [_as_picture(image) for image in images]))
-        rows.append((f"{name}, error", [error_map(*pair) for pair in zip(originals, images)]))
+        rows.append((name, [_to_picture(image) for image in images]))
+        rows.append((f"{name}, error", [map_error(*pair) for pair in zip(originals, images)]))
     number = len(originals)
     with theme(dark):
         figure = Figure(figsize=(1.4 * number + 0.4, 1.42 * len(rows)), layout="constrained")
@@ -137,20 +139,20 @@ def reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bo
     return figure
 
 
-def planes(before: np.ndarray, after: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def project(before: np.ndarray, after: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     """Words (n, d) before and codes (n, D) after transfer in two dimensions each, (n, 2), by t-SNE: words are near by
     their directions, codes by distance, as they are looked up."""
     return in_two_dimensions(before), in_two_dimensions(after, "euclidean")
 
 
-def word_plane(
+def draw_words(
     points: np.ndarray,
     words: Sequence[str],
     title: str,
     coloured_by: Optional[np.ndarray] = None,
     dark: bool = False,
 ) -> Any:
-    """Words in two dimensions: a half of the paper's Figures 1 and 3, see :func:`planes`.
+    """Words in two dimensions: a half of the paper's Figures 1 and 3, see :func:`project`.
 
     Args:
         points: (n, 2).
@@ -180,7 +182,7 @@ def word_plane(
     return figure
 
 
-def moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence[str], dark: bool = False) -> Any:
+def draw_moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence[str], dark: bool = False) -> Any:
     """How many codes moved how far by transfer, see :func:`vqct_plugin.report.codespace.moved`."""
     from matplotlib.figure import Figure
 
@@ -197,7 +199,7 @@ def moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence[str]
                 linewidth=1.8,
                 color=colours(dark)[i % len(COLOURS)],
             )
-            axis.plot([], [], color=colours(dark)[i % len(COLOURS)], label=plural(part))
+            axis.plot([], [], color=colours(dark)[i % len(COLOURS)], label=make_plural(part))
         axis.set_xlim(0, edges[-1])
         axis.set_xlabel("move, in the codebook's radius")
         axis.set_ylabel("codes")
@@ -205,7 +207,7 @@ def moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence[str]
     return figure
 
 
-def one_step_moves(steps: Mapping[str, Any], dark: bool = False) -> Any:
+def draw_step(steps: Mapping[str, Any], dark: bool = False) -> Any:
     """How far each code of each model moves in one step of training, the farthest first.
 
     Args:
@@ -225,7 +227,7 @@ def one_step_moves(steps: Mapping[str, Any], dark: bool = False) -> Any:
             axis.plot(np.append(0, share), np.append(ranked[:1], ranked), color=colour, linewidth=1.8, label=label)
             if 0 < len(ranked) < len(step.distance):
                 axis.plot(share[-1:], ranked[-1:], "o", color=colour, markersize=4)
-        _logarithmic(axis)
+        _set_logarithmic(axis)
         axis.set_xlim(0, 1)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_xlabel("share of the codebook")
@@ -234,7 +236,7 @@ def one_step_moves(steps: Mapping[str, Any], dark: bool = False) -> Any:
     return figure
 
 
-def learning_curve(
+def draw_curve(
     curves: Mapping[str, Tuple[Sequence[float], Sequence[float]]],
     title: str,
     models: Optional[Mapping[str, int]] = None,
@@ -264,14 +266,14 @@ def learning_curve(
             colour = colours(dark)[number % len(COLOURS)]
             axis.plot(steps, values, dash, color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
         if log:
-            _logarithmic(axis)
+            _set_logarithmic(axis)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.legend(frameon=False, fontsize=8.5)
     return figure
 
 
-def _logarithmic(axis: Any) -> None:
+def _set_logarithmic(axis: Any) -> None:
     """A logarithmic axis of values that reads 0.01, 0.02, 0.05, ..."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -281,7 +283,7 @@ def _logarithmic(axis: Any) -> None:
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _as_picture(image: Tensor) -> np.ndarray:
+def _to_picture(image: Tensor) -> np.ndarray:
     unit = ((image.detach().float().cpu() + 1) / 2).clamp(0, 1)
     picture: np.ndarray = (unit.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
     return picture

@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
 
 @torch.no_grad()
-def tokens_of(model: Any, images: Tensor, batch_size: int = 16, tile: Optional[int] = None) -> Tokens:
+def encode_images(model: Any, images: Tensor, batch_size: int = 16, tile: Optional[int] = None) -> Tokens:
     """Encode and decode images by a first stage, stock or VQCT.
 
     Args:
@@ -33,7 +33,7 @@ def tokens_of(model: Any, images: Tensor, batch_size: int = 16, tile: Optional[i
         tile: encode squares of this side, side by side, for images larger than those that the model is evaluated on.
     """
     if tile is not None and tuple(images.shape[-2:]) != (tile, tile):
-        return _of_tiles(model, images, batch_size, tile)
+        return _encode_tiles(model, images, batch_size, tile)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -49,16 +49,16 @@ def tokens_of(model: Any, images: Tensor, batch_size: int = 16, tile: Optional[i
     return Tokens(torch.cat(reconstructions), torch.cat(codes))
 
 
-def _of_tiles(model: Any, images: Tensor, batch_size: int, tile: int) -> Tokens:
+def _encode_tiles(model: Any, images: Tensor, batch_size: int, tile: int) -> Tokens:
     rows, columns = (side // tile for side in images.shape[-2:])
     if (rows * tile, columns * tile) != tuple(images.shape[-2:]):
         raise ValueError(f"images of {tuple(images.shape[-2:])} pixels; expected multiples of the tile's side, {tile}")
     cut = rearrange(images, "n c (r h) (k w) -> (n r k) c h w", r=rows, k=columns)
-    found = tokens_of(model, cut, batch_size)
+    found = encode_images(model, cut, batch_size)
     return Tokens(*(rearrange(x, "(n r k) c h w -> n c (r h) (k w)", r=rows, k=columns) for x in found))
 
 
-def words_of_codes(quantizer: Any) -> Tuple[List[str], List[str], np.ndarray]:
+def list_words(quantizer: Any) -> Tuple[List[str], List[str], np.ndarray]:
     """(words, names of the parts, part of each code); the codes of a stock quantizer are called by their numbers."""
     if hasattr(quantizer, "words"):
         return list(quantizer.words), list(quantizer.parts), quantizer.part_of_speech.cpu().numpy()
@@ -66,12 +66,12 @@ def words_of_codes(quantizer: Any) -> Tuple[List[str], List[str], np.ndarray]:
     return [f"code {i}" for i in range(number)], ["code"], np.zeros(number, dtype=np.int64)
 
 
-def counts_of(codes: Tensor, number: int) -> np.ndarray:
+def count_each_image(codes: Tensor, number: int) -> np.ndarray:
     """(N, number): how often each image of codes (N, T, h, w) has each code."""
     return np.stack([np.bincount(image.reshape(-1).numpy(), minlength=number) for image in codes])
 
 
-def telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, float]]]:
+def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, float]]]:
     """The codes that tell each set of images from the others.
 
     Those that occur in it more often than among the others, by the log-likelihood ratio of the two rates (Dunning,
@@ -103,7 +103,7 @@ def telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, float]]
     return found
 
 
-def code_colours(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
+def colour_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
     """A colour for each code, like codes of one part alike: ``#rrggbb``.
 
     The hue is the place on the circle around the middle of the first two principal components, spread evenly; codes far
@@ -120,21 +120,21 @@ def code_colours(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
         points = centred @ directions[:2].T
         if points.shape[1] < 2:
             points = np.column_stack([points[:, 0], np.zeros(len(points))])
-        hue = _ranks(np.arctan2(points[:, 1], points[:, 0]))
-        saturation = 0.15 + 0.55 * _ranks(np.hypot(*points.T))
+        hue = _rank(np.arctan2(points[:, 1], points[:, 0]))
+        saturation = 0.15 + 0.55 * _rank(np.hypot(*points.T))
         for place, h, s in zip(places, hue, saturation):
             rgb = hls_to_rgb(float(h), 0.55, float(s))
             colours[place] = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
     return colours
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
+def _rank(values: np.ndarray) -> np.ndarray:
     """0 for the smallest, towards 1 for the largest."""
     ranks: np.ndarray = np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values), 1)
     return ranks
 
 
-def commonest(counts: Union[Sequence[int], np.ndarray], part_of_speech: np.ndarray, number: int) -> List[int]:
+def find_commonest(counts: Union[Sequence[int], np.ndarray], part_of_speech: np.ndarray, number: int) -> List[int]:
     """The ``number`` most used codes of each part, those in use only."""
     found: List[int] = []
     array = np.asarray(counts)

@@ -4,13 +4,13 @@ import difflib
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Union
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vqct_plugin.compat.containers import to_plain
-from vqct_plugin.compat.taming_imports import removed_names_lent
+from vqct_plugin.compat.taming_imports import lend_removed_names
 
 #: what a taming YAML may hold; ``lightning`` is optional
 KEYS = {
@@ -20,10 +20,9 @@ KEYS = {
     "lightning": ("trainer", "logger", "modelcheckpoint", "callbacks"),
 }
 
-#: what taming's launcher defined or took from Lightning 1, and what stands in its place here
+#: what taming's launcher defined or took from Lightning 1, and what stands in its place here; a launcher adds its own
 STAND_INS = {
     "DataModuleFromConfig": "vqct_plugin.runs.datasets.DataModuleFromConfig",
-    "ImageLogger": "vqct_plugin.training.callbacks.ImageLogger",
     "LearningRateMonitor": "pytorch_lightning.callbacks.LearningRateMonitor",
     "ModelCheckpoint": "pytorch_lightning.callbacks.ModelCheckpoint",
 }
@@ -64,18 +63,18 @@ def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"the configs cannot be merged: {error}") from error
     _check_keys(config)
-    missing = _missing(OmegaConf.to_container(config), "")
+    missing = _find_missing(OmegaConf.to_container(config), "")
     if missing:
         raise ConfigError(
-            f"{' and '.join(missing)} have to be given (??? in the config), on the command line as KEY=VALUE"
+            f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE"
         )
     return config
 
 
-def _missing(value: Any, key: str) -> List[str]:
+def _find_missing(value: Any, key: str) -> List[str]:
     """The keys, with dots, whose value is OmegaConf's ``???``."""
     if isinstance(value, Mapping):
-        return [found for name, item in value.items() for found in _missing(item, f"{key}.{name}".lstrip("."))]
+        return [found for name, item in value.items() for found in _find_missing(item, f"{key}.{name}".lstrip("."))]
     return [key] if value == "???" else []
 
 
@@ -91,7 +90,7 @@ def _check_keys(config: Any) -> None:
         for key in block:
             if key not in known:
                 where = f"`{section}`" if section else "the config"
-                raise ConfigError(f"{where} has an unknown key `{key}`{hint(str(key), known)}")
+                raise ConfigError(f"{where} has an unknown key `{key}`{suggest(str(key), known)}")
     for section in ("model", "data"):
         if not config[section].get("target"):
             raise ConfigError(f"`{section}` has no `target`; expected the path of a class")
@@ -100,15 +99,20 @@ def _check_keys(config: Any) -> None:
         raise ConfigError(f"model.base_learning_rate is {rate!r}; expected a number above 0, such as 4.5e-6")
 
 
-def hint(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """What was expected in place of a name: those close to it, or all."""
     known = sorted(map(str, known))
     close = difflib.get_close_matches(name, known, n=3)
     return f"; did you mean {' or '.join(close)}?" if close else f"; expected one of {', '.join(known)}"
 
 
-def find(target: str, where: str) -> Any:
+def find(target: str, where: str, stand_ins: Optional[Mapping[str, str]] = None) -> Any:
     """The class that a ``target`` names; the launcher's own classes of 2021 by what stands in their place.
+
+    Args:
+        target: ``package.module.Class``.
+        where: its place in the YAML, for errors.
+        stand_ins: more of them than ``STAND_INS``.
 
     Raises:
         ConfigError: no such module or name; an ``ImportError`` inside a module is raised as it is.
@@ -116,19 +120,21 @@ def find(target: str, where: str) -> Any:
     module_name, _, name = str(target).rpartition(".")
     if not module_name:
         raise ConfigError(f"{where}.target is {target!r}; expected package.module.Class")
-    if module_name in ("main", "taming.main") and name in STAND_INS:
-        module_name, _, name = STAND_INS[name].rpartition(".")
+    instead = {**STAND_INS, **(stand_ins or {})}
+    if module_name in ("main", "taming.main") and name in instead:
+        module_name, _, name = instead[name].rpartition(".")
     elif name == "TestTubeLogger":
         module_name, name = "pytorch_lightning.loggers", "TensorBoardLogger"
     try:
-        with removed_names_lent():
+        with lend_removed_names():
             module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
             raise ConfigError(f"{where}.target is {target}, but there is no module {error.name}") from error
         raise ConfigError(f"{where}.target is {target}, whose module needs {error.name}, which is missing") from error
     if not hasattr(module, name):
-        raise ConfigError(f"{where}.target is {target}, but {module_name} has no {name}{hint(name, _public(module))}")
+        close = suggest(name, _list_public(module))
+        raise ConfigError(f"{where}.target is {target}, but {module_name} has no {name}{close}")
     return getattr(module, name)
 
 
@@ -155,7 +161,7 @@ def instantiate(config: Mapping[str, Any], where: str, found: Any = None) -> Any
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in params:
         if name not in signature.parameters and not takes_any:
-            raise ConfigError(f"{config['target']} takes no {where}.params.{name}{hint(name, signature.parameters)}")
+            raise ConfigError(f"{config['target']} takes no {where}.params.{name}{suggest(name, signature.parameters)}")
     missing = [
         name
         for name, p in signature.parameters.items()
@@ -166,5 +172,5 @@ def instantiate(config: Mapping[str, Any], where: str, found: Any = None) -> Any
     return cls(**params)
 
 
-def _public(module: Any) -> List[str]:
+def _list_public(module: Any) -> List[str]:
     return [name for name in dir(module) if not name.startswith("_")]

@@ -66,10 +66,10 @@ class Images(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        (pixels,) = self._cropped([_opened(self.paths[index], "RGB")])
+        (pixels,) = self._crop([_open(self.paths[index], "RGB")])
         return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
 
-    def _cropped(self, pictures: List[Any]) -> List[np.ndarray]:
+    def _crop(self, pictures: List[Any]) -> List[np.ndarray]:
         """The same square of each of some pictures of the same scene; label maps are not interpolated."""
         from PIL import Image
 
@@ -121,12 +121,12 @@ class LabelledImages(Images):
         self.maps = [Path(labels) / file.relative_to(base).with_suffix(".png") for file in self.paths]
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        image, labels = _opened(self.paths[index], "RGB"), _opened(self.maps[index], None)
+        image, labels = _open(self.paths[index], "RGB"), _open(self.maps[index], None)
         if labels.size != image.size:
             raise DataError(
                 f"{self.maps[index]} is {labels.size}, and its image {image.size} pixels; expected the same"
             )
-        pixels, labels = self._cropped([image, labels])
+        pixels, labels = self._crop([image, labels])
         if labels.ndim != 2:
             raise DataError(f"{self.maps[index]} has {labels.shape[-1]} channels; expected one, the labels")
         if labels.max() >= self.n_labels:
@@ -156,7 +156,7 @@ class CUB(Images):
         if split not in ("train", "test"):
             raise DataError(f"split is {split!r}; expected 'train' or 'test'")
         self._set_up(size, random_crop, flip)
-        names, splits = (_numbered(Path(path) / name) for name in ("images.txt", "train_test_split.txt"))
+        names, splits = (_read_numbered(Path(path) / name) for name in ("images.txt", "train_test_split.txt"))
         if set(names) != set(splits):
             raise DataError(f"images.txt and train_test_split.txt in {path} number other images; expected the same")
         wanted = "1" if split == "train" else "0"
@@ -165,7 +165,7 @@ class CUB(Images):
             raise DataError(f"train_test_split.txt in {path} has no image for {split}")
 
 
-def _numbered(file: Path) -> Dict[str, str]:
+def _read_numbered(file: Path) -> Dict[str, str]:
     """The lines of a file ``number value``."""
     try:
         lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -177,7 +177,7 @@ def _numbered(file: Path) -> Dict[str, str]:
     return dict(lines)
 
 
-def _opened(path: Path, mode: Optional[str]) -> Any:
+def _open(path: Path, mode: Optional[str]) -> Any:
     from PIL import Image
 
     try:
@@ -324,14 +324,14 @@ class _Items(Dataset):
 
     def __init__(self, dataset: Any, seed: int, name: str) -> None:
         self.dataset, self.seed, self.name = dataset, seed, name
-        self.transforms = _albumentations_of(dataset)
+        self.transforms = _find_albumentations(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, place: Tuple[int, int]) -> Any:
         epoch, index = place
-        with _random_numbers_of(self.seed, epoch, index) as seed:
+        with _seed_random_numbers(self.seed, epoch, index) as seed:
             for transform in self.transforms:
                 transform.set_random_seed(seed)
             try:
@@ -339,7 +339,7 @@ class _Items(Dataset):
             except DataError as error:
                 return _Failure(str(error))
             except Exception as error:
-                file = _file_of(self.dataset, index)
+                file = _find_file(self.dataset, index)
                 where = f"item {index} of {self.name}" + (f", {file}," if file else "")
                 return _Failure(f"{where} cannot be loaded: {type(error).__name__}: {error}")
 
@@ -350,7 +350,7 @@ def _collate(items: List[Any]) -> Any:
 
 
 @contextmanager
-def _random_numbers_of(*numbers: int) -> Iterator[int]:
+def _seed_random_numbers(*numbers: int) -> Iterator[int]:
     """Python's, numpy's and torch's CPU generators begin at these numbers, and are afterwards where they were."""
     seed = int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1)[0])
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
@@ -365,7 +365,7 @@ def _random_numbers_of(*numbers: int) -> Iterator[int]:
         torch.random.set_rng_state(before[2])
 
 
-def _albumentations_of(dataset: Any, depth: int = 4) -> List[Any]:
+def _find_albumentations(dataset: Any, depth: int = 4) -> List[Any]:
     """The transforms that a data set holds: from albumentations 1.4 on they have a generator of their own each."""
     if type(dataset).__module__.startswith("albumentations"):
         return [dataset] if hasattr(dataset, "set_random_seed") else []
@@ -375,10 +375,10 @@ def _albumentations_of(dataset: Any, depth: int = 4) -> List[Any]:
         inside: List[Any] = list(dataset[:16])  # data sets side by side; not a list of a million paths
     else:
         inside = list(getattr(dataset, "__dict__", {}).values())
-    return [transform for value in inside for transform in _albumentations_of(value, depth - 1)]
+    return [transform for value in inside for transform in _find_albumentations(value, depth - 1)]
 
 
-def _file_of(dataset: Any, index: int) -> Optional[str]:
+def _find_file(dataset: Any, index: int) -> Optional[str]:
     """The file of an item of one of taming's data sets."""
     for holder in (dataset, getattr(dataset, "data", None)):
         labels = getattr(holder, "labels", None)

@@ -25,7 +25,7 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verdict(usage: PartUsage, part: str = "codes") -> Verdict:
+def judge_usage(usage: PartUsage, part: str = "codes") -> Verdict:
     """Whether the codes of one part are alive."""
     name = "codes" if part in ("codes", "joint") else f"{part}s"
     told = f"{usage.in_use:,} of {usage.codes:,} {name} are in use ({usage.share:.0%})"
@@ -41,7 +41,7 @@ def verdict(usage: PartUsage, part: str = "codes") -> Verdict:
     return Verdict("collapsed", f"{told}, {used_as}; {len(usage.dead):,} are never chosen")
 
 
-def collapse_warning(
+def describe_collapse(
     usage: PartUsage, before: Optional[PartUsage], part: str = "codes", transferred: bool = True
 ) -> Optional[str]:
     """What to tell somebody whose codebook has collapsed while it trains; None where it has not, or only now.
@@ -52,7 +52,7 @@ def collapse_warning(
         part: of speech.
         transferred: whether the codebook is ours, which changes what is worth trying.
     """
-    found = verdict(usage, part)
+    found = judge_usage(usage, part)
     if found.grade != "collapsed" or before is None:
         return None
     change = usage.in_use - before.in_use

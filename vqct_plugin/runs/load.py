@@ -1,5 +1,7 @@
 """A trained model back from its run's folder, or from a config and a checkpoint."""
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, List, NamedTuple, Sequence, Union
 
@@ -36,25 +38,45 @@ def load_run(
         ConfigError: no such run, or its config cannot be used.
         CheckpointError: the checkpoint cannot be read, or is not this config's: with the names and shapes that differ.
     """
-    checkpoint = _checkpoint_of(Path(path))
-    files = [Path(file) for file in base] or _configs_of(checkpoint)
+    checkpoint = _find_checkpoint(Path(path))
+    files = [Path(file) for file in base] or _find_configs(checkpoint)
     config = load_config(files, overrides)
     config.pop("lightning", None)
-    _without_paths(config.model)
+    _drop_paths(config.model)
     if not loss and "lossconfig" in (config.model.get("params") or {}):
         config.model.params.lossconfig = {"target": "torch.nn.Identity"}
+    return load_trained(config, checkpoint, ", ".join(map(str, files)))
+
+
+def load_first_stage(
+    path: Union[str, Path], base: Sequence[Union[str, Path]] = (), overrides: Sequence[str] = ()
+) -> Trained:
+    """The first stage of a run, without its loss, and without what its host prints while it is built.
+
+    Arguments and errors as of :func:`load_run`, and ConfigError where the run is no first stage.
+    """
+    with redirect_stdout(io.StringIO()):
+        trained = load_run(path, base, overrides, loss=False)
+    if not hasattr(trained.model, "quantize"):
+        raise ConfigError(f"{path} is of a {type(trained.model).__name__}; expected a first stage, a VQGAN")
+    return trained
+
+
+def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> Trained:
+    """The model of a config with a checkpoint's weights; ``source`` is what errors call the config."""
     model = build_model(config)
-    missing = sorted(set(_learned(model)) - set(read_state_dict(checkpoint)))
+    weights = read_state_dict(checkpoint)
+    missing = sorted(set(_list_parameters(model)) - set(weights))
     if missing:
         raise CheckpointError(
-            f"{checkpoint} and {', '.join(map(str, files))} disagree: the checkpoint has no {', '.join(missing[:3])}"
+            f"{checkpoint} and {source} disagree: the checkpoint has no {', '.join(missing[:3])}"
             f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; give the config that it was trained with"
         )
-    load_into(model, checkpoint)
+    load_into(model, checkpoint, weights=weights)
     return Trained(model.eval(), config, checkpoint)
 
 
-def _checkpoint_of(path: Path) -> Path:
+def _find_checkpoint(path: Path) -> Path:
     if path.is_file():
         return path
     folder = path / "checkpoints"
@@ -69,15 +91,15 @@ def _checkpoint_of(path: Path) -> Path:
     return found[-1]
 
 
-def _configs_of(checkpoint: Path) -> List[Path]:
+def _find_configs(checkpoint: Path) -> List[Path]:
     folder = checkpoint.parent.parent / "configs"
     files = sorted(folder.glob("*-project.yaml"))
     if not files:
-        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it with -b/--base")
+        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it as base")
     return files
 
 
-def _without_paths(model: Any) -> None:
+def _drop_paths(model: Any) -> None:
     """The checkpoint holds all weights, those of a stage 2's first stage too; the files they once came from may be
     elsewhere by now."""
     params = model.get("params") or OmegaConf.create()
@@ -88,5 +110,5 @@ def _without_paths(model: Any) -> None:
             stage.params.pop("ckpt_path", None)
 
 
-def _learned(model: Any) -> List[str]:
+def _list_parameters(model: Any) -> List[str]:
     return [name for name, _ in model.named_parameters() if not name.startswith("loss.")]

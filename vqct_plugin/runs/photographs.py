@@ -47,9 +47,9 @@ class Photographs(Dataset):
             most = min(photograph.shape[0], photograph.shape[1] - border)
             if not 1 <= size <= most:
                 raise ValueError(f"size is {size}; expected 1 to {most}, the shorter side of what {name} holds out")
-        self.tiles = [tile for i in range(len(FILES)) for tile in self._tiles_of(i)]
+        self.tiles = [tile for i in range(len(FILES)) for tile in self._list_tiles(i)]
 
-    def _tiles_of(self, i: int) -> List[Any]:
+    def _list_tiles(self, i: int) -> List[Any]:
         height, width = self.photographs[i].shape[:2]
         rows = range(0, height - self.size + 1, self.size)
         columns = range(self.borders[i], width - self.size + 1, self.size)

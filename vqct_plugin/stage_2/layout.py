@@ -71,7 +71,7 @@ class PositionLayout(Layout):
         drawn: List[Tensor] = []
         if start is not None and known:
             drawn = list(start.unbind(dim=2))
-            x = torch.cat([x, transformer.embedded(start)], dim=1)
+            x = torch.cat([x, transformer.embed(start)], dim=1)
         cache = CachedBlocks(transformer.blocks, c.shape[0], c.shape[1] + positions)
         for k in range(known, positions):
             callback(k)
@@ -82,7 +82,7 @@ class PositionLayout(Layout):
                 previous = torch.stack(tokens, dim=1).unsqueeze(2) if tokens else c.new_empty((c.shape[0], 0, 1))
                 tokens.append(pick(transformer.logits(h, previous, t)[:, 0]) + token.first)
             drawn.append(torch.stack(tokens, dim=1))
-            x = transformer.embedded(drawn[-1].unsqueeze(2))
+            x = transformer.embed(drawn[-1].unsqueeze(2))
         return torch.stack(drawn, dim=2)
 
     def join(self, tokens: Tensor) -> Tensor:

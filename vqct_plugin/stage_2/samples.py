@@ -69,7 +69,7 @@ def draw_samples(
     if number < 1 or batch_size < 1:
         raise SampleError(f"{number} images in batches of {batch_size}; expected 1 or more of each")
     wanted = list(_list_conditions(model, number, classes, conditions))
-    height, width = _map_size(model, size)
+    height, width = _compute_map_size(model, size)
     check_request(model, wanted[0].shape[1], height * width, temperature, top_k, top_p)
     images: List[np.ndarray] = []
     steps = -(-len(wanted) // batch_size) * get_layout(model).count_elements(height * width)
@@ -129,7 +129,7 @@ def _list_conditions(
                 yield tokens.reshape(1, -1)
 
 
-def _map_size(model: Any, size: Optional[Sequence[int]]) -> Tuple[int, int]:
+def _compute_map_size(model: Any, size: Optional[Sequence[int]]) -> Tuple[int, int]:
     encoder = model.first_stage_model.encoder
     factor = 2 ** (encoder.num_resolutions - 1)
     height, width = size if size is not None else (encoder.resolution, encoder.resolution)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin.compat.filtering import filtered
+from vqct_plugin.compat.filtering import filter_logits
 from vqct_plugin.stage_2.layout import get_layout
 
 
@@ -52,7 +52,7 @@ def sample_tokens(
         """(B,) places in the last dimension of logits (B, n)."""
         if not draw:
             return logits.argmax(dim=-1)
-        probabilities = F.softmax(filtered(logits.float() / temperature, top_k, top_p), dim=-1)
+        probabilities = F.softmax(filter_logits(logits.float() / temperature, top_k, top_p), dim=-1)
         # the first code at which the probabilities so far exceed a random number: one number for a row
         so_far = probabilities.double().cumsum(dim=-1)
         return (so_far <= uniform(len(logits)) * so_far[:, -1:]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)

@@ -104,7 +104,7 @@ class PartsGPT(nn.Module):
     def get_block_size(self) -> int:
         return self.block_size
 
-    def embedded(self, z: Tensor) -> Tensor:
+    def embed(self, z: Tensor) -> Tensor:
         """(B, L, n_embd) of tokens z (B, T, L) that are codes of the whole codebook."""
         tables = zip(self.tokens, self.tok_emb, z.unbind(dim=1))
         return torch.stack([table(indices - token.first) for token, table, indices in tables]).sum(dim=0)
@@ -120,7 +120,7 @@ class PartsGPT(nn.Module):
         Returns:
             for each token (B, L, its codes).
         """
-        x = torch.cat([self.cond_emb(c), self.embedded(z)], dim=1)
+        x = torch.cat([self.cond_emb(c), self.embed(z)], dim=1)
         if x.shape[1] > self.block_size:
             raise ValueError(
                 f"a sequence has {c.shape[1]} conditioning tokens and {z.shape[2] + 1} positions; block_size "
@@ -197,7 +197,7 @@ class Net2NetTransformer(_Host):
         if vocab_size not in (None, n_e):
             raise ValueError(f"vocab_size is {vocab_size}, and the first stage has {n_e} codes; leave vocab_size out")
         if "cond_vocab_size" not in params:
-            params["cond_vocab_size"] = _cond_vocab_size(self)
+            params["cond_vocab_size"] = _count_conditions(self)
         self.transformer = PartsGPT(tokens, **params)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
@@ -216,7 +216,7 @@ class Net2NetTransformer(_Host):
     def encode_to_z(self, x: Tensor) -> Tuple[Tensor, Tensor]:
         quant_z, _, info = self.first_stage_model.encode(x)
         planar = info[2].reshape(quant_z.shape[0], len(self.tokens), -1)
-        return quant_z, interleave(torch.stack([self._permuted(plane) for plane in planar.unbind(dim=1)], dim=1))
+        return quant_z, interleave(torch.stack([self._permute(plane) for plane in planar.unbind(dim=1)], dim=1))
 
     @torch.no_grad()
     def encode_to_c(self, c: Tensor) -> Tuple[Any, Tensor]:
@@ -241,22 +241,22 @@ class Net2NetTransformer(_Host):
         return self.transformer(c, seen[:, :, :-1], seen), target
 
     def shared_step(self, batch: Any, batch_idx: int) -> Tensor:
-        losses = self._losses(batch)
+        losses = self._compute_losses(batch)
         return torch.stack(losses).mean()
 
-    def _losses(self, batch: Any) -> List[Tensor]:
+    def _compute_losses(self, batch: Any) -> List[Tensor]:
         logits, target = self(*self.get_xc(batch))
         planes = zip(self.tokens, logits, target.unbind(dim=1))
         return [F.cross_entropy(its.transpose(1, 2), plane - token.first) for token, its, plane in planes]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self._logged_step("train", batch)
+        return self._log_step("train", batch)
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self._logged_step("val", batch)
+        return self._log_step("val", batch)
 
-    def _logged_step(self, split: str, batch: Any) -> Tensor:
-        losses = self._losses(batch)
+    def _log_step(self, split: str, batch: Any) -> Tensor:
+        losses = self._compute_losses(batch)
         loss = torch.stack(losses).mean()
         self.log(f"{split}/loss", loss, prog_bar=True, logger=True, on_step=True, on_epoch=True)
         for name in dict.fromkeys(token.name for token in self.tokens):
@@ -289,7 +289,7 @@ class Net2NetTransformer(_Host):
     @torch.no_grad()
     def decode_to_img(self, index: Tensor, zshape: Sequence[int]) -> Tensor:
         planar = separate(index, len(self.tokens))
-        planar = torch.stack([self._permuted(plane, reverse=True) for plane in planar.unbind(dim=1)], dim=1)
+        planar = torch.stack([self._permute(plane, reverse=True) for plane in planar.unbind(dim=1)], dim=1)
         b, c, h, w = zshape
         entry = self.first_stage_model.quantize.get_codebook_entry(planar.reshape(-1), shape=(b, h, w, c))
         image: Tensor = self.first_stage_model.decode(entry)
@@ -321,7 +321,7 @@ class Net2NetTransformer(_Host):
         log["samples_det"] = picture(z[:, :0])
         return log
 
-    def _permuted(self, plane: Tensor, reverse: bool = False) -> Tensor:
+    def _permute(self, plane: Tensor, reverse: bool = False) -> Tensor:
         permuted: Tensor = self.permuter(plane, reverse=reverse)
         if permuted.shape != plane.shape:
             raise ValueError(
@@ -331,7 +331,7 @@ class Net2NetTransformer(_Host):
         return permuted
 
 
-def _cond_vocab_size(model: Any) -> int:
+def _count_conditions(model: Any) -> int:
     if model.be_unconditional:
         return int(model.sos_token) + 1
     stage = model.cond_stage_model

@@ -11,7 +11,8 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from vqct_plugin.evaluation.measures import as_bytes, confidence_interval, measure
+from vqct_plugin.evaluation.figures import bootstrap_interval
+from vqct_plugin.evaluation.images import measure, to_bytes
 
 
 @pytest.fixture
@@ -114,16 +115,16 @@ def test_small_images_have_no_ms_ssim(pair):
 
 def test_bytes_are_rounded_to_the_nearest():
     values = torch.tensor([-1.5, -1.0, -1 + 0.9 / 127.5, 0.0, 1.0, 1.5]).view(1, 1, 1, 6).expand(1, 3, 1, 6)
-    assert as_bytes(values)[0, 0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
+    assert to_bytes(values)[0, 0, :, 0].tolist() == [0, 0, 1, 128, 255, 255]
 
 
 def test_the_interval_is_scipys_percentile_bootstrap():
     stats = pytest.importorskip("scipy.stats")
     values = np.random.RandomState(3).gamma(2.0, size=200)
-    low, high = confidence_interval(values, resamples=4000)
+    low, high = bootstrap_interval(values, resamples=4000)
     theirs = stats.bootstrap((values,), np.mean, n_resamples=4000, method="percentile", random_state=1)
     assert low == pytest.approx(theirs.confidence_interval.low, rel=0.02)
     assert high == pytest.approx(theirs.confidence_interval.high, rel=0.02)
-    assert confidence_interval(values) == confidence_interval(values)
-    assert all(map(math.isnan, confidence_interval([1.0])))
-    assert all(map(math.isnan, confidence_interval([1.0, math.inf])))
+    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert all(map(math.isnan, bootstrap_interval([1.0])))
+    assert all(map(math.isnan, bootstrap_interval([1.0, math.inf])))
