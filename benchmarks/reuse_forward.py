@@ -40,7 +40,7 @@ def seconds_a_batch(reuse: bool, batches: int, size: int, batch_size: int) -> fl
             "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [], "dropout": 0.0,
         },
         lossconfig={
-            "target": "vqct_plugin.training.losses.VQPixelWithDiscriminator", "params": {"disc_start": 0},
+            "target": "vqct_plugin.runs.losses.VQPixelWithDiscriminator", "params": {"disc_start": 0},
         },
         n_embed=1024,
         embed_dim=64,

@@ -22,8 +22,9 @@ from typing import Any, Dict, List
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqct_plugin.hosts._stage_2 import Net2NetTransformer, PartsGPT, Token, _cond_transformer, _mingpt
-from vqct_plugin.hosts.sampling import sample_tokens
+from vqct_plugin.stage_2.sampling import sample_tokens
+from vqct_plugin.stage_2.tokens import Token
+from vqct_plugin.stage_2.transformer import Net2NetTransformer, PartsGPT, _cond_transformer, _mingpt
 
 TOKENS = [Token("adjective", 0, 2048), Token("noun", 2048, 6144)]
 

@@ -14,9 +14,13 @@ from vqct_plugin.prior import CodebookPrior, PriorError
 
 if TYPE_CHECKING:
     from vqct_plugin.building.build import build_prior
-    from vqct_plugin.hosts.taming import VQModel
+    from vqct_plugin.compat.checkpoints import CheckpointError
+    from vqct_plugin.hosts.taming import GumbelVQ, VQModel, VQSegmentationModel
     from vqct_plugin.quantizer import CodebookTransferQuantizer
     from vqct_plugin.quantizer import CodebookTransferQuantizer as Quantizer
+    from vqct_plugin.runs.config import ConfigError, DataError
+    from vqct_plugin.runs.load import load_run
+    from vqct_plugin.stage_2.transformer import Net2NetTransformer
     from vqct_plugin.usage import CodebookUsage
 
 _WHERE = {
@@ -24,18 +28,33 @@ _WHERE = {
     # the name to write in a patched host's quantizer_config.target
     "Quantizer": ("vqct_plugin.quantizer", "CodebookTransferQuantizer"),
     "CodebookUsage": ("vqct_plugin.usage", "CodebookUsage"),
+    # the names to write in model.target of a taming YAML
     "VQModel": ("vqct_plugin.hosts.taming", "VQModel"),
+    "VQSegmentationModel": ("vqct_plugin.hosts.taming", "VQSegmentationModel"),
+    "GumbelVQ": ("vqct_plugin.hosts.taming", "GumbelVQ"),
+    "Net2NetTransformer": ("vqct_plugin.stage_2.transformer", "Net2NetTransformer"),
     "build_prior": ("vqct_plugin.building.build", "build_prior"),
+    "load_run": ("vqct_plugin.runs.load", "load_run"),
+    "ConfigError": ("vqct_plugin.runs.config", "ConfigError"),
+    "DataError": ("vqct_plugin.runs.config", "DataError"),
+    "CheckpointError": ("vqct_plugin.compat.checkpoints", "CheckpointError"),
 }
 
 __all__ = [
     "CodebookTransferQuantizer",
     "Quantizer",
     "CodebookPrior",
-    "PriorError",
-    "CodebookUsage",
-    "VQModel",
     "build_prior",
+    "VQModel",
+    "VQSegmentationModel",
+    "GumbelVQ",
+    "Net2NetTransformer",
+    "load_run",
+    "CodebookUsage",
+    "PriorError",
+    "ConfigError",
+    "DataError",
+    "CheckpointError",
     "__version__",
 ]
 

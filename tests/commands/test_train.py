@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.training.tiny import vqct_train, write
+from tests.runs.tiny import vqct_train, write
 from vqct_plugin.commands import train as command
 
 

@@ -7,8 +7,10 @@ import torch
 pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
 from vqct_plugin import usage as core
-from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate, usage_of
+from vqct_plugin.evaluation.figures import evaluate
+from vqct_plugin.evaluation.metrics import CodebookUsageMetric
 from vqct_plugin.quantizer import CodebookTransferQuantizer
+from vqct_plugin.runs.usage import make_counter
 
 
 class Model(torch.nn.Module):
@@ -58,9 +60,9 @@ def test_psnr_and_ssim_are_scikit_images(model):
             )
         )  # fmt: skip
     assert result.images == 6
-    assert result.psnr == pytest.approx(np.mean(psnr), abs=1e-3)
+    assert result.mean["psnr"] == pytest.approx(np.mean(psnr), abs=1e-3)
     # scikit-image leaves the border out, of 5 pixels here, where torchmetrics pads
-    assert result.ssim == pytest.approx(np.mean(ssim), abs=5e-3)
+    assert result.mean["ssim"] == pytest.approx(np.mean(ssim), abs=5e-3)
 
 
 def test_usage_is_of_all_batches_and_the_model_is_left_as_it_was(model):
@@ -83,8 +85,8 @@ def test_batches_make_no_difference(model):
     images = batches()
     one = [{"image": torch.cat([b["image"] for b in images])}]
     a, b = evaluate(model, images), evaluate(model, one)
-    assert a.psnr == pytest.approx(b.psnr, rel=1e-6)
-    assert a.ssim == pytest.approx(b.ssim, rel=1e-6)
+    assert a.mean["psnr"] == pytest.approx(b.mean["psnr"], rel=1e-6)
+    assert a.mean["ssim"] == pytest.approx(b.mean["ssim"], rel=1e-6)
     assert torch.equal(a.counts, b.counts)
 
 
@@ -95,14 +97,14 @@ def test_nothing_to_evaluate_is_refused(model):
 
 def test_stock_quantizers_are_counted_as_one_part():
     quantize = pytest.importorskip("taming.modules.vqvae.quantize")
-    assert usage_of(quantize.VectorQuantizer2(7, 4, 0.25)).counts.shape == (7,)
+    assert make_counter(quantize.VectorQuantizer2(7, 4, 0.25)).counts.shape == (7,)
     gumbel = quantize.GumbelQuantize(8, 4, 9, straight_through=False)
-    assert usage_of(gumbel).counts.shape == (9,)
+    assert make_counter(gumbel).counts.shape == (9,)
 
 
 def test_usage_as_a_torchmetrics_metric_is_the_cores():
     part_of_speech, parts = [0] * 15 + [1] * 25, ("adjective", "noun")
-    metric, counter = CodebookUsage(part_of_speech, parts), core.CodebookUsage(part_of_speech, parts)
+    metric, counter = CodebookUsageMetric(part_of_speech, parts), core.CodebookUsage(part_of_speech, parts)
     torch.manual_seed(0)
     for _ in range(3):
         indices = torch.randint(0, 40, (2, 9))
@@ -129,7 +131,7 @@ def test_usage_as_a_torchmetrics_metric_is_the_cores():
 
 def _count_and_compute(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    metric = CodebookUsage(6)
+    metric = CodebookUsageMetric(6)
     metric.update(torch.tensor([rank, rank + 1]))  # 0 1 and 1 2
     found = {name: float(figure) for name, figure in metric.compute().items()}
     assert found["in_use/codes"] == pytest.approx(3 / 6)
@@ -145,8 +147,8 @@ def test_processes_are_added_before_any_figure(tmp_path):
 def test_the_package_gives_its_names_when_asked():
     from vqct_plugin import evaluation
 
-    assert evaluation.CodebookUsage is CodebookUsage
+    assert evaluation.CodebookUsageMetric is CodebookUsageMetric
     assert evaluation.evaluate is evaluate
-    assert {"make_report", "evaluate_runs"} <= set(dir(evaluation))
+    assert {"evaluate_runs"} <= set(dir(evaluation))
     with pytest.raises(AttributeError, match="nothing_such"):
         evaluation.nothing_such  # noqa: B018

@@ -17,15 +17,18 @@ pytest.importorskip("skimage", reason="the photographs are scikit-image's")
 import torch
 from PIL import Image
 
-from tests.training.tiny import config
+from tests.runs.tiny import config
 from vqct_plugin.commands.evaluate import main
-from vqct_plugin.evaluation import runs as evaluation
-from vqct_plugin.evaluation.metrics import evaluate
-from vqct_plugin.evaluation.runs import evaluate_runs, notes
+from vqct_plugin.evaluation import images as measured_images
+from vqct_plugin.evaluation import shards
+from vqct_plugin.evaluation.figures import evaluate
+from vqct_plugin.evaluation.runs import evaluate_runs
+from vqct_plugin.evaluation.tables import list_notes
 from vqct_plugin.evaluation.weights import INCEPTION, VGG
-from vqct_plugin.training.config import ConfigError
-from vqct_plugin.training.launcher import run, validation_set
-from vqct_plugin.training.loading import load_run
+from vqct_plugin.runs.build import build_validation_set
+from vqct_plugin.runs.config import ConfigError
+from vqct_plugin.runs.load import load_run
+from vqct_plugin.training.launcher import run
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def _no_weights(tmp_path, monkeypatch):
 @pytest.fixture
 def photographs(tmp_path):
     """A folder of 14 real images of several sizes."""
-    from vqct_plugin.training.photographs import FILES, _read
+    from vqct_plugin.runs.photographs import FILES, _read
 
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -76,11 +79,11 @@ def test_the_figures_are_those_of_the_whole_set_at_once(trained, tmp_path):
     first = quick(trained.values(), tmp_path / "a", limit=40)
     for its, folder in zip(first, trained.values()):
         model = load_run(folder).model
-        items = torch.utils.data.Subset(validation_set(load_run(folder).config), range(40))
+        items = torch.utils.data.Subset(build_validation_set(load_run(folder).config), range(40))
         whole = evaluate(model, torch.utils.data.DataLoader(items, 7))
         assert its.images == whole.images == len(items)
-        assert its.mean["psnr"] == pytest.approx(whole.psnr, abs=1e-3)
-        assert its.mean["ssim"] == pytest.approx(whole.ssim, abs=1e-4)
+        assert its.mean["psnr"] == pytest.approx(whole.mean["psnr"], abs=1e-3)
+        assert its.mean["ssim"] == pytest.approx(whole.mean["ssim"], abs=1e-4)
         assert its.usage == whole.usage
     for i, settings in enumerate(({"batch_size": 1}, {"shard_size": 15}, {"shard_size": 10, "processes": 2})):
         for ours, theirs in zip(first, quick(trained.values(), tmp_path / str(i), limit=40, **settings)):
@@ -101,7 +104,7 @@ def test_tokens_and_bits(trained, tmp_path):
 def test_an_evaluation_that_was_stopped_goes_on(trained, tmp_path, monkeypatch):
     whole = quick([trained["vqct"]], tmp_path / "whole", shard_size=32)[0]
     measured = []
-    measure = evaluation.measure
+    measure = measured_images.measure
 
     def counted(originals, *rest):
         measured.append(len(originals))
@@ -109,14 +112,14 @@ def test_an_evaluation_that_was_stopped_goes_on(trained, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return measure(originals, *rest)
 
-    monkeypatch.setattr(evaluation, "measure", counted)
+    monkeypatch.setattr(measured_images, "measure", counted)
     with pytest.raises(KeyboardInterrupt):
         quick([trained["vqct"]], tmp_path / "a", shard_size=32)
     assert not list((tmp_path / "a").glob("*.*"))
-    monkeypatch.setattr(evaluation, "measure", measure)
+    monkeypatch.setattr(measured_images, "measure", measure)
     remade = []
     monkeypatch.setattr(
-        evaluation, "_save", lambda file, arrays, save=evaluation._save: remade.append(file) or save(file, arrays)
+        shards, "_save", lambda file, arrays, save=shards._save: remade.append(file) or save(file, arrays)
     )
     again = quick([trained["vqct"]], tmp_path / "a", shard_size=32)[0]
     assert len(remade) == -(-whole.images // 32) - 2
@@ -184,30 +187,30 @@ def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tm
     assert set(figures.missing) == {"ms_ssim"}
     assert len(figures.values["lpips"]) == 14
     assert all(value > 0 for value in figures.values["lpips"])
-    shards = [dict(np.load(file)) for file in sorted((tmp_path / "a" / "shards").rglob("*.npz"))]
+    pieces = [dict(np.load(file)) for file in sorted((tmp_path / "a" / "shards").rglob("*.npz"))]
     a, b = (
-        np.concatenate([s[f"{kind}_features"] for s in shards]).astype(np.float64)
+        np.concatenate([s[f"inception.{kind}_features"] for s in pieces]).astype(np.float64)
         for kind in ("original", "reconstruction")
     )
     # the trace of the root of C1 C2 is the nuclear norm of A B^T, where C = A^T A of the centred features
     centred = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b)]
     root = np.linalg.norm(centred[0] @ centred[1].T, "nuc")
     fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * root
-    assert figures.rfid == pytest.approx(fid, rel=0.02)
-    assert figures.inception_score >= 1
+    assert figures.of_set["rfid"] == pytest.approx(fid, rel=0.02)
+    assert figures.of_set["inception_score"] >= 1
     # an environment variable says the same as the argument
     monkeypatch.setenv("VQCT_WEIGHTS", str(weights))
     again = quick([trained["vqct"]], tmp_path / "b", **settings)[0]
-    assert again.rfid == pytest.approx(figures.rfid)
+    assert again.of_set["rfid"] == pytest.approx(figures.of_set["rfid"])
     assert again.mean["lpips"] == pytest.approx(figures.mean["lpips"])
 
 
 def test_runs_on_other_images_are_told_of(trained, tmp_path):
     its = [quick([trained[name]], tmp_path / name, limit=2)[0] for name in ("stock", "vqct")]
     differ = "validation sets of their own, which differ"
-    assert not any(differ in line for line in notes(its))
+    assert not any(differ in line for line in list_notes(its))
     other = quick([trained["stock"]], tmp_path / "c", limit=2, overrides=("data.params.validation.params.size=96",))
-    assert sum(differ in line for line in notes([*its, *other])) == 1
+    assert sum(differ in line for line in list_notes([*its, *other])) == 1
 
 
 @pytest.mark.parametrize("names", [["a"], ["a", "a"], ["a", ""]])

@@ -46,10 +46,10 @@ class Taming:
     def build(self, quantizer_config):
         import importlib
 
-        from vqct_plugin.hosts._taming_imports import import_taming, removed_names_lent
+        from vqct_plugin.compat.taming_imports import import_taming, lend_removed_names
 
         import_taming()
-        with removed_names_lent():
+        with lend_removed_names():
             model = importlib.import_module(self.module).VQModel
         given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
         loss = {"target": self.loss, "params": {"disc_start": 100, "disc_num_layers": 1, **self.extra}}

@@ -10,7 +10,7 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import assert_close, make_prior
 from tests.hosts.toy import BY_HAND, fit, images, params, vqct_params
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import GumbelVQ, VQModel
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 

@@ -10,7 +10,7 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import make_prior
 from tests.hosts.toy import params, vqct_params
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import CheckpointError, VQModel, for_installed_lightning
 from vqct_plugin.prior import PriorError
 
@@ -40,10 +40,11 @@ def ours(tmp_path):
     return model, tmp_path / "ours.ckpt"
 
 
-def test_a_stock_vqgan_gives_all_but_its_codebook(stock, capsys):
+def test_a_stock_vqgan_gives_all_but_its_codebook(stock, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     model, path = stock
     loaded = VQModel(**vqct_params(ckpt_path=str(path)))
-    printed = capsys.readouterr().out
+    printed = caplog.text
     for key, value in model.state_dict().items():
         if key != "quantize.embedding.weight":
             assert torch.equal(loaded.state_dict()[key], value), key
@@ -59,11 +60,12 @@ def test_a_stock_vqgan_gives_all_to_a_stock_model(stock):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
 
 
-def test_ours_gives_everything(ours, capsys):
+def test_ours_gives_everything(ours, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     model, path = ours
     loaded = VQModel(**vqct_params(ckpt_path=path))
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
-    assert "Left out" not in capsys.readouterr().out
+    assert "Left out" not in caplog.text
 
 
 def test_ours_over_another_prior_is_refused_and_nothing_is_loaded(ours):
@@ -75,7 +77,8 @@ def test_ours_over_another_prior_is_refused_and_nothing_is_loaded(ours):
     assert all(torch.equal(before[key], value) for key, value in other.state_dict().items())
 
 
-def test_ignore_keys_leave_out_what_begins_with_them(stock, capsys):
+def test_ignore_keys_leave_out_what_begins_with_them(stock, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     _, path = stock
     torch.manual_seed(5)
     fresh = VQModel(**vqct_params())
@@ -83,7 +86,7 @@ def test_ignore_keys_leave_out_what_begins_with_them(stock, capsys):
     loaded = VQModel(**vqct_params(ckpt_path=path, ignore_keys=["quant_conv", "loss."]))
     assert torch.equal(fresh.quant_conv.weight, loaded.quant_conv.weight)
     assert not torch.equal(fresh.post_quant_conv.weight, loaded.post_quant_conv.weight)
-    assert "Left out quant_conv.weight, as ignore_keys says." in capsys.readouterr().out
+    assert "Left out quant_conv.weight, as ignore_keys says." in caplog.text
 
 
 def test_other_shapes_are_refused_with_the_way_out(stock):
@@ -102,9 +105,10 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         VQModel(**vqct_params(ckpt_path=tmp_path / "other.ckpt"))
 
 
-def test_a_checkpoint_of_lightning_1_0_8(stock, capsys):
+def test_a_checkpoint_of_lightning_1_0_8(stock, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     path = os.environ.get("OLD_LIGHTNING_CHECKPOINT")
     if path is None:
         pytest.skip("OLD_LIGHTNING_CHECKPOINT names no checkpoint that Lightning 1.0.8 wrote of tests/hosts/toy.py")
     VQModel(**vqct_params(ckpt_path=path))
-    assert "Left out quantize.embedding.weight" in capsys.readouterr().out
+    assert "Left out quantize.embedding.weight" in caplog.text

@@ -12,8 +12,8 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import assert_close, make_prior
 from tests.hosts.toy import dd_config, fit, images, params
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.gumbel import GumbelTransferQuantizer
-from vqct_plugin.hosts._taming_imports import import_taming
 from vqct_plugin.hosts.taming import GumbelVQ, VQSegmentationModel
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
@@ -95,7 +95,7 @@ def test_codes_by_hand(cls, make):
 
 AUTOENCODER = """
     import torch
-    from vqct_plugin.hosts._taming_imports import import_taming
+    from vqct_plugin.compat.taming_imports import import_taming
 
     class VQModel(import_taming().VQModel):
         def __init__(self, ddconfig, lossconfig, n_embed, embed_dim, ckpt_path=None, ignore_keys=[], image_key="image",

@@ -14,7 +14,7 @@ taming = pytest.importorskip("taming", reason="taming-transformers is not instal
 
 from tests.conftest import ROOT, make_prior  # noqa: E402
 from vqct_plugin.commands.patch import main  # noqa: E402
-from vqct_plugin.hosts.patching import PATCHES, PatchError, hosts, patch_host  # noqa: E402
+from vqct_plugin.hosts.patching import PATCHES, PatchError, list_hosts, patch_host  # noqa: E402
 
 FILE = "taming/models/vqgan.py"
 
@@ -89,7 +89,7 @@ def refused(folder, sentence, capsys, *flags):
 def test_twice_and_back_twice_are_refused(wheel, capsys):
     refused(wheel, "is not patched", capsys, "--revert")
     patch_host(wheel)
-    refused(wheel, "is patched already; --revert takes it back", capsys)
+    refused(wheel, "is patched already; revert takes it back", capsys)
 
 
 @pytest.mark.parametrize("flags", [[], ["--revert"]])
@@ -143,8 +143,8 @@ def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_p
 
 
 def test_every_patch_is_of_the_files_its_host_lists_and_pins_a_commit():
-    assert len(hosts()) == 7
-    for host in hosts():
+    assert len(list_hosts()) == 7
+    for host in list_hosts():
         text = host.patch.read_text()
         assert [line[6:] for line in text.splitlines() if line.startswith("+++ b/")] == list(host.files)
         assert len(host.commit) == 40
@@ -155,7 +155,7 @@ def test_every_patch_is_of_the_files_its_host_lists_and_pins_a_commit():
 
 SCRIPT = """
 import sys, torch
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 VQModel = import_taming().VQModel
 assert import_taming().__file__.startswith(sys.argv[1]), import_taming().__file__
 from tests.hosts.toy import params

@@ -17,16 +17,16 @@ pytest.importorskip("torchvision")
 pytest.importorskip("yaml")
 
 from tests.conftest import ROOT  # noqa: E402
-from vqct_plugin.hosts.patching import PatchError, hosts, patch_host  # noqa: E402
+from vqct_plugin.hosts.patching import PatchError, list_hosts, patch_host  # noqa: E402
 
 CHECKOUTS = os.environ.get("VQCT_HOSTS")
 SCRIPT = Path(__file__).with_name("real_hosts.py")
-NAMES = [host.name for host in hosts()]
+NAMES = [host.name for host in list_hosts()]
 TARGETS = {
-    "LlamaGen": "vqct_plugin.hosts.adapters.LlamaGenQuantizer",
-    "VQGAN-LC": "vqct_plugin.hosts.adapters.VQGANLCQuantizer",
-    "CVQ-VAE": "vqct_plugin.hosts.adapters.CVQQuantizer",
-    "SimVQ": "vqct_plugin.hosts.adapters.SimVQQuantizer",
+    "LlamaGen": "vqct_plugin.hosts.llamagen.LlamaGenQuantizer",
+    "VQGAN-LC": "vqct_plugin.hosts.vqgan_lc.VQGANLCQuantizer",
+    "CVQ-VAE": "vqct_plugin.hosts.cvq_vae.CVQQuantizer",
+    "SimVQ": "vqct_plugin.hosts.simvq.SimVQQuantizer",
 }
 HEADS = ("taming/modules/autoencoder/lpips", "src/IBQ/modules/autoencoder/lpips", "tokenizer/tokenizer_image/cache")
 
@@ -103,7 +103,7 @@ def test_a_patch_goes_in_and_out_to_the_last_byte(checkout):
 
 @pytest.mark.parametrize("checkout", NAMES, indirect=True)
 def test_git_itself_applies_the_patch(checkout):
-    host = next(host for host in hosts() if host.name == checkout.name)
+    host = next(host for host in list_hosts() if host.name == checkout.name)
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(checkout.parent)}
     subprocess.run(["git", "apply", str(host.patch)], cwd=checkout, env=environment, check=True)
     with pytest.raises(PatchError, match="patched already"):

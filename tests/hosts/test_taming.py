@@ -11,7 +11,7 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 from tests.conftest import make_prior
 from tests.hosts.toy import dd_config, images, params, vqct_params
 from vqct_plugin import CodebookTransferQuantizer
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import VQModel
 
 vqgan = import_taming()

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from tests.conftest import make_prior
-from vqct_plugin.hosts._lightning import lightning_version
+from vqct_plugin.compat.lightning import lightning_version
 
 BY_HAND = lightning_version() >= (1, 6)
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.hosts.toy import fit, images, vqct_params
 from vqct_plugin import VQModel
-from vqct_plugin.hosts._lightning import lightning_version
+from vqct_plugin.compat.lightning import lightning_version
 
 
 class Save(pl.Callback):

@@ -16,7 +16,7 @@ import torch
 
 from tests.conftest import make_prior
 from tests.old_world.worlds import lpips_offline, model_config, photographs
-from vqct_plugin.hosts._taming_imports import import_taming
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import VQModel
 
 TOLERANCE = 1e-5

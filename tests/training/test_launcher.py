@@ -11,13 +11,13 @@ import pytest
 import torch
 import yaml
 
-from tests.training.tiny import config as tiny
-from tests.training.tiny import environment, vqct_train, write
+from tests.runs.tiny import config as tiny
+from tests.runs.tiny import environment, vqct_train, write
 
 pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")
 
-from vqct_plugin.training.config import ConfigError, DataError
+from vqct_plugin.runs.config import ConfigError, DataError
 from vqct_plugin.training.launcher import _trainer_options, run
 
 
@@ -34,7 +34,8 @@ def metrics(folder):
     return [{n: float(v) for n, v in zip(names, line.split(",")) if v} for line in lines[1:]]
 
 
-def test_a_run_leaves_what_tamings_does(here, capsys):
+def test_a_run_leaves_what_tamings_does(here, caplog):
+    caplog.set_level("INFO", "vqct_plugin")
     words = ["lightning.callbacks.codebook_usage_logger.params.every_n_batches=3"]
     done = run([write(here)], words, trainer={"max_epochs": 2, "log_every_n_steps": 1}, name="first", postfix="_a")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d_first_a", done.folder.name)
@@ -67,7 +68,7 @@ def test_a_run_leaves_what_tamings_does(here, capsys):
     assert done.trainer.global_step == 12
     assert done.model.learning_rate == pytest.approx(2 * 5e-4)
     rule = "learning rate 1.00e-03 = 1 (accumulate_grad_batches) * 1 (processes) * 2 (batch_size)"
-    assert rule in capsys.readouterr().out
+    assert rule in caplog.text
 
 
 def rows_of(rows, name):
@@ -300,14 +301,14 @@ def test_a_run_is_never_overwritten(here, monkeypatch):
     monkeypatch.setattr("vqct_plugin.training.launcher.datetime.datetime", Stopped)
     done = run([write(here)], trainer={"max_epochs": 1})
     before = {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
-    with pytest.raises(ConfigError, match=r"there is a run in .* already; go on with it by -r"):
+    with pytest.raises(ConfigError, match=r"there is a run in .* already; resume it"):
         run([here / "tiny.yaml"], trainer={"max_epochs": 1})
     assert before == {p: p.read_bytes() for p in done.folder.rglob("*") if p.is_file()}
 
 
 def test_a_log_folder_that_cannot_be_written_is_refused(here):
     (here / "logs").write_text("a file, not a folder")
-    with pytest.raises(ConfigError, match=r"the log folder logs/.* cannot be written: .*choose another with -l"):
+    with pytest.raises(ConfigError, match=r"the log folder logs/.* cannot be written: .*choose another logdir"):
         run([write(here)], trainer={"max_epochs": 1})
 
 
@@ -336,7 +337,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_checkpoint(here):
     words = [sys.executable, str(script), "-r", str(first.folder), "--max_epochs", "3"]
     done = subprocess.run(words, cwd=here, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert f"last.ckpt is the last good checkpoint: go on with -r {first.folder}" in done.stderr
+    assert f"last.ckpt is the last good checkpoint: resume {first.folder}" in done.stderr
     assert "Traceback" not in done.stderr
     assert last.read_bytes() == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2  # it was the other process's
@@ -348,7 +349,7 @@ def test_an_unreadable_image_ends_the_run_by_name(here):
     (here / "images").mkdir()
     (here / "images" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a picture")
     config = tiny()
-    images = {"target": "vqct_plugin.training.datasets.Images", "params": {"path": "images", "size": 16}}
+    images = {"target": "vqct_plugin.runs.datasets.Images", "params": {"path": "images", "size": 16}}
     config["data"]["params"]["train"] = images
     (here / "a.yaml").write_text(yaml.safe_dump(config))
     done = vqct_train(here, "-b", "a.yaml", "--max_epochs", 1, check=False)
@@ -424,7 +425,7 @@ def test_a_stage_2_whose_permuter_would_drop_tokens_is_refused(tmp_path):
 def test_null_takes_an_option_back_that_the_target_does_not_have():
     from omegaconf import OmegaConf
 
-    from vqct_plugin.training.launcher import build_model
+    from vqct_plugin.runs.build import build_model
 
     stock = tiny("taming.models.vqgan.VQModel", topk=None, prior=None)
     assert type(build_model(OmegaConf.create(stock)).quantize).__name__ == "VectorQuantizer2"

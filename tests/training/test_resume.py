@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.training.tiny import COMMAND, config, environment, vqct_train, write
+from tests.runs.tiny import COMMAND, config, environment, vqct_train, write
 
 pytest.importorskip("taming")
 from vqct_plugin import VQModel

@@ -22,11 +22,11 @@ from typing import Any, Dict, List, Optional
 
 import numpy as np
 
-from vqct_plugin import _pickles
 from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.tagging import PARTS
+from vqct_plugin.compat import pickles as _pickles
 from vqct_plugin.prior import CodebookPrior
 
 #: the model of the authors' file

@@ -4,6 +4,8 @@ import argparse
 import time
 from typing import Optional, Sequence
 
+from vqct_plugin.commands.messages import show_messages
+
 DESCRIPTION = """\
 Train a small VQGAN on the photographs of scikit-image twice: with taming's own quantizer, and with nothing but
 model.target changed to vqct_plugin.VQModel. About five minutes on two CPU cores; on a GPU where there is one.
@@ -22,12 +24,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="on top of the config, for both")
     options = parser.parse_args(arguments)
     begin = time.perf_counter()
+    show_messages()
     print("loading PyTorch and Lightning ...", flush=True)
     try:
-        from vqct_plugin.training.comparison import compare
+        from vqct_plugin.report.comparison import compare
     except ImportError as error:
         parser.exit(1, f"vqct-demo: {error}; install it with pip install 'vqct-plugin[all]'\n")
-    from vqct_plugin.training.config import ConfigError, DataError
+    from vqct_plugin.runs.config import ConfigError, DataError
 
     # images of another size are large enough as they are
     tiles = 1 if any(".size=" in word for word in options.overrides) else TILES

@@ -59,11 +59,11 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 for an error told on stderr."""
     options = vars(make_parser().parse_args(argv))
     try:
-        from vqct_plugin.evaluation.pictures import table
-        from vqct_plugin.evaluation.runs import evaluate_runs, notes, rows
+        from vqct_plugin.evaluation.runs import evaluate_runs
+        from vqct_plugin.evaluation.tables import format_table, list_notes, make_rows
     except ImportError as error:
         print(
-            f"vqct-evaluate: {error}; install what it needs with: pip install 'vqct-plugin[train,eval]'",
+            f"vqct-evaluate: {error}; install what it needs with: pip install 'vqct-plugin[eval]'",
             file=sys.stderr,
         )
         return 1
@@ -72,7 +72,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     except (ValueError, OSError) as error:
         print(f"vqct-evaluate: {error}", file=sys.stderr)
         return 1
-    print("\n".join([table(rows(figures)), "", *notes(figures)]))
+    print("\n".join([format_table(make_rows(figures)), "", *list_notes(figures)]))
     print(f"in {options['output']}: table.md, figures.csv, figures.json, images.csv")
     return 0
 

@@ -4,12 +4,12 @@ import argparse
 import sys
 from typing import List, Optional
 
-from vqct_plugin.hosts.patching import PatchError, hosts, patch_host, summary
+from vqct_plugin.hosts.patching import Patched, PatchError, get_target, list_hosts, patch_host
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``patch_host``."""
-    known = "\n".join(f"  {host.repository} at {host.commit[:7]}" for host in hosts())
+    known = "\n".join(f"  {host.repository} at {host.commit[:7]}" for host in list_hosts())
     parser = argparse.ArgumentParser(
         prog="vqct-patch",
         description="Teach a VQGAN codebase `quantizer_config: {target, params}`: the smallest diff that lets its YAML "
@@ -33,8 +33,20 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     if options.dry_run:
         print(result.diff)
-    print(summary(result, options.revert, options.dry_run))
+    print(summarize(result, options.revert, options.dry_run))
     return 0
+
+
+def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
+    """In words, for the terminal."""
+    verb = ("would be " if dry_run else "") + ("taken back" if revert else "patched")
+    target = get_target(result.host)
+    lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
+    lines += [f"  {file}" for file in result.files]
+    if not revert:
+        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
+        lines += [f"take it back with `vqct-patch {result.root} --revert`"] if not dry_run else []
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from vqct_plugin.commands.evaluate import add_evaluation_flags, evaluation_argum
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command's flags, one for each argument of ``make_report``."""
+    """The command's flags, one for each argument of ``report_runs``."""
     parser = argparse.ArgumentParser(
         prog="vqct-report",
         description="Evaluate trained first stages, stock or VQCT, and write one page that holds all it shows: "
@@ -32,14 +32,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 for an error told on stderr."""
     options = vars(make_parser().parse_args(argv))
     try:
-        from vqct_plugin.evaluation.report import make_report
+        from vqct_plugin.report.page import report_runs
     except ImportError as error:
-        print(
-            f"vqct-report: {error}; install what it needs with: pip install 'vqct-plugin[train,eval]'", file=sys.stderr
-        )
+        print(f"vqct-report: {error}; install what it needs with: pip install 'vqct-plugin[eval]'", file=sys.stderr)
         return 1
     try:
-        page = make_report(**evaluation_arguments(options))
+        page = report_runs(**evaluation_arguments(options))
     except (ValueError, OSError) as error:
         print(f"vqct-report: {error}", file=sys.stderr)
         return 1

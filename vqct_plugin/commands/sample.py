@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
+from vqct_plugin.commands.messages import show_messages
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``load_run`` and ``draw_samples``."""
@@ -36,11 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 for an error told on stderr."""
     options = make_parser().parse_intermixed_args(argv)
+    show_messages()
     try:
         import torch
 
-        from vqct_plugin.evaluation.samples import draw_samples
-        from vqct_plugin.training.loading import load_run
+        from vqct_plugin.runs.load import load_run
+        from vqct_plugin.stage_2.samples import draw_samples
     except ImportError as error:
         print(f"vqct-sample: {error}; install what it needs with: pip install 'vqct-plugin[train]'", file=sys.stderr)
         return 1
@@ -92,10 +95,10 @@ def _classes(text: Optional[str]) -> List[int]:
 def _conditions(config: Any, number: Optional[int]) -> Optional[List[Any]]:
     if number is None:
         return None
-    from vqct_plugin.training.config import DataError
-    from vqct_plugin.training.launcher import validation_set
+    from vqct_plugin.runs.build import build_validation_set
+    from vqct_plugin.runs.config import DataError
 
-    items = validation_set(config)
+    items = build_validation_set(config)
     if number < 1 or number > len(items):
         raise DataError(f"--conditions is {number}; expected 1 to {len(items)}, the validation items")
     return [items[i] for i in range(number)]

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
+from vqct_plugin.commands.messages import show_messages
+
 DESCRIPTION = """\
 Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
 
@@ -18,6 +20,7 @@ key=value with dots overrides the config. --key value is an argument of Lightnin
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
+    show_messages()
     # `--base a.yaml key=value`: argparse takes both for files
     base = [word for word in options.base if "=" not in word or Path(word).exists()]
     swallowed = [word for word in options.base if word not in base]
@@ -25,7 +28,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         from vqct_plugin.training.launcher import run
     except ImportError as error:
         parser.exit(1, f"vqct-train: {error}; install it with pip install 'vqct-plugin[train]'\n")
-    from vqct_plugin.training.config import ConfigError, DataError
+    from vqct_plugin.runs.config import ConfigError, DataError
 
     try:
         trainer, overrides = split(rest)

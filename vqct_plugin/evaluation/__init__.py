@@ -1,24 +1,19 @@
-"""Figures and pictures of trained models: ``evaluate``, ``evaluate_runs``, ``make_report``, and ``CodebookUsage`` as a
-torchmetrics metric. Each is imported when it is asked for."""
+"""Figures of trained models: ``evaluate``, ``evaluate_runs``, and the use of the codebook as a torchmetrics metric.
+
+Each is imported when it is asked for.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
 if TYPE_CHECKING:
-    from vqct_plugin.evaluation.metrics import CodebookUsage, evaluate
-    from vqct_plugin.evaluation.report import make_report
+    from vqct_plugin.evaluation.figures import evaluate
+    from vqct_plugin.evaluation.metrics import CodebookUsageMetric
     from vqct_plugin.evaluation.runs import evaluate_runs
-    from vqct_plugin.evaluation.words import tokens_of
 
-_WHERE = {
-    "CodebookUsage": "metrics",
-    "evaluate": "metrics",
-    "evaluate_runs": "runs",
-    "make_report": "report",
-    "tokens_of": "words",
-}
+_WHERE = {"CodebookUsageMetric": "metrics", "evaluate": "figures", "evaluate_runs": "runs"}
 
-__all__ = ["CodebookUsage", "evaluate", "evaluate_runs", "make_report", "tokens_of"]
+__all__ = ["CodebookUsageMetric", "evaluate", "evaluate_runs"]
 
 
 def __getattr__(name: str) -> Any:

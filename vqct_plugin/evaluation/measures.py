@@ -1,100 +1,10 @@
-"""Figures of single images: a reconstruction against its original."""
+"""The measures of ``vqct-evaluate``: a new one is a class and an entry here."""
 
-import io
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Dict, Type
 
-import numpy as np
-import torch
-from torch import Tensor
+from vqct_plugin.evaluation.images import ImageMeasures
+from vqct_plugin.evaluation.inception import InceptionMeasures
+from vqct_plugin.evaluation.measure import Measure
 
-#: what each protocol measures of an image, in the order of the table
-PROTOCOLS = {"plain": ("psnr", "ssim", "ms_ssim", "l1", "lpips"), "vqct": ("psnr", "ssim", "l1", "lpips")}
-SMALLEST_MS_SSIM = 176  # at the fifth scale a window of 11 x 11 has to fit
-
-
-def measure(
-    originals: Tensor, reconstructions: Tensor, protocol: str = "plain", lpips: Optional[Callable[..., Tensor]] = None
-) -> Dict[str, List[float]]:
-    """The figures of each image of a batch.
-
-    Args:
-        originals, reconstructions: (B, 3, H, W) in [-1, 1]; values beyond are cut off.
-        protocol: ``"plain"``: PSNR (dB) and SSIM on RGB in [0, 1], MS-SSIM from 176 pixels on. ``"vqct"``, the
-            authors': both images as JPEG files of PIL's usual quality, PSNR on their RGB, SSIM on their luminance by
-            scikit-image with its defaults. In both, ``l1`` is the mean absolute difference of values in [-1, 1].
-        lpips: the perceptual distance of two batches in [-1, 1], reduced over nothing but pixels; left out without.
-
-    Returns:
-        name -> a number for each image.
-    """
-    originals, reconstructions = (x.detach().float().clamp(-1, 1) for x in (originals, reconstructions))
-    found = {"l1": (originals - reconstructions).abs().mean(dim=(1, 2, 3)).tolist()}
-    if protocol == "vqct":
-        pairs = list(zip(as_jpeg(originals), as_jpeg(reconstructions)))
-        found["psnr"] = [_psnr_of_bytes(a, b) for a, b in pairs]
-        found["ssim"] = [_ssim_of_luminance(a, b) for a, b in pairs]
-    else:
-        found.update(_plain((originals + 1) / 2, (reconstructions + 1) / 2))
-    if lpips is not None:
-        found["lpips"] = lpips(originals, reconstructions).reshape(-1).tolist()
-    return {name: found[name] for name in PROTOCOLS[protocol] if name in found}
-
-
-def _plain(originals: Tensor, reconstructions: Tensor) -> Dict[str, List[float]]:
-    from torchmetrics.functional.image import (
-        multiscale_structural_similarity_index_measure,
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
-
-    pair = (reconstructions, originals)
-    found = {
-        "psnr": peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"),
-    }
-    if min(originals.shape[-2:]) >= SMALLEST_MS_SSIM:
-        found["ms_ssim"] = multiscale_structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
-    return {name: values.reshape(-1).tolist() for name, values in found.items()}
-
-
-def as_bytes(images: Tensor) -> np.ndarray:
-    """(B, H, W, 3) uint8 of images (B, 3, H, W) in [-1, 1], rounded."""
-    scaled = ((images.clamp(-1, 1) + 1) * 127.5 + 0.5).clamp(0, 255).to(torch.uint8)
-    array: np.ndarray = scaled.permute(0, 2, 3, 1).cpu().numpy()
-    return array
-
-
-def as_jpeg(images: Tensor) -> List[Any]:
-    """PIL images of a batch in [-1, 1], written as JPEG and read again."""
-    from PIL import Image
-
-    read = []
-    for pixels in as_bytes(images):
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, format="JPEG")
-        read.append(Image.open(file).convert("RGB"))
-    return read
-
-
-def _psnr_of_bytes(a: Any, b: Any) -> float:
-    error = float(np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2))
-    return float("inf") if error == 0 else float(20 * np.log10(255 / np.sqrt(error)))
-
-
-def _ssim_of_luminance(a: Any, b: Any) -> float:
-    from skimage.metrics import structural_similarity
-
-    return float(structural_similarity(np.asarray(a.convert("L")), np.asarray(b.convert("L"))))
-
-
-def confidence_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> List[float]:
-    """[low, high] of the mean by the percentile bootstrap: means of so many resamples of the images."""
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return [float("nan")] * 2
-    random = np.random.RandomState(seed)
-    means = [array[random.randint(0, len(array), len(array))].mean() for _ in range(resamples)]
-    tail = 100 * (1 - level) / 2
-    return [float(bound) for bound in np.percentile(means, [tail, 100 - tail])]
+#: name -> class, in the table's order
+MEASURES: Dict[str, Type[Measure]] = {"images": ImageMeasures, "inception": InceptionMeasures}

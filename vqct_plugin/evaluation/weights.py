@@ -24,16 +24,16 @@ def find_weights(name: str, weights: Union[str, Path, None] = None) -> Optional[
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def absent(name: str) -> str:
+def explain_absence(name: str) -> str:
     """Why a figure is not there, for the table."""
-    return f"no {name} in the folder of --weights, in {VARIABLE} or in torch's hub folder"
+    return f"no {name} in the folder of weights, in {VARIABLE} or in torch's hub folder"
 
 
 def load_lpips(device: Any, weights: Union[str, Path, None] = None) -> Tuple[Optional[Callable[..., Tensor]], str]:
     """LPIPS of VGG16 (Zhang et al. 2018) by torchmetrics, on batches in [-1, 1]; or None, and why."""
     file = find_weights(VGG, weights)
     if file is None:
-        return None, absent(VGG)
+        return None, explain_absence(VGG)
     from torchmetrics.functional.image.lpips import _LPIPS
 
     network = _from_hub(file, lambda: _LPIPS(pretrained=True, net="vgg", eval_mode=True)).to(device)
@@ -45,7 +45,7 @@ def load_inception(device: Any, weights: Union[str, Path, None] = None) -> Tuple
     and why."""
     file = find_weights(INCEPTION, weights)
     if file is None:
-        return None, absent(INCEPTION)
+        return None, explain_absence(INCEPTION)
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:

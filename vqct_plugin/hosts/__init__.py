@@ -1,1 +1,1 @@
-"""The wings that stand on the core: a host's model with our quantizer, one file per host."""
+"""Hosts: the models or the quantizer of one codebase in each file, and what they share."""

@@ -13,10 +13,10 @@ import importlib
 from contextlib import suppress
 from typing import Any, Mapping, Optional, Union
 
-from vqct_plugin.hosts._lightning import for_installed_lightning
-from vqct_plugin.hosts._taming_imports import removed_names_lent
-from vqct_plugin.hosts._transferred import install, options_of, parameters_of, sorted_options, total
-from vqct_plugin.hosts.quantizer_config import plain
+from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import for_installed_lightning
+from vqct_plugin.compat.taming_imports import lend_removed_names
+from vqct_plugin.hosts.base import add_up, install, list_options, list_parameters, sort_options
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["VQModel", "VQModelInterface"]
@@ -29,7 +29,7 @@ _INSTALL = (
 
 def _import_ldm() -> Any:
     try:
-        with removed_names_lent():
+        with lend_removed_names():
             autoencoder = importlib.import_module("ldm.models.autoencoder")
             ema = importlib.import_module("ldm.modules.ema")
     except ImportError as error:
@@ -58,7 +58,7 @@ def _exists(value: Any) -> bool:
 
 
 _ldm: Any = _import_ldm()
-_QUANTIZER_OPTIONS = options_of(CodebookTransferQuantizer, ("remap", "sane_index_shape"))
+_QUANTIZER_OPTIONS = list_options(CodebookTransferQuantizer, ("remap", "sane_index_shape"))
 _HostVQModel: Any = for_installed_lightning(_ldm.VQModel)
 _HostVQModelInterface: Any = for_installed_lightning(_ldm.VQModelInterface)
 
@@ -115,16 +115,16 @@ class VQModelInterface(_HostVQModelInterface):
 
 def _init(host: Any, model: Any, given: Mapping[str, Any]) -> None:
     options = dict(given["options"])
-    of_host = [name for name in parameters_of(_ldm.VQModel) if name in options]
+    of_host = [name for name in list_parameters(_ldm.VQModel) if name in options]
     host_options = {name: options.pop(name) for name in of_host}
-    known = parameters_of(VQModel, _ldm.VQModel)
-    quantizer_options, adapter_options = sorted_options(type(model), options, _QUANTIZER_OPTIONS, known)
-    n_embed = plain(given["n_embed"])
+    known = list_parameters(VQModel, _ldm.VQModel)
+    quantizer_options, adapter_options = sort_options(type(model), options, _QUANTIZER_OPTIONS, known)
+    n_embed = to_plain(given["n_embed"])
     host.__init__(
         model,
         ddconfig=given["ddconfig"],
         lossconfig=given["lossconfig"],
-        n_embed=total(n_embed),
+        n_embed=add_up(n_embed),
         embed_dim=given["embed_dim"],
         **host_options,
         **adapter_options,

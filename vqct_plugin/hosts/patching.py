@@ -11,13 +11,13 @@ import os
 import re
 import subprocess
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
     "SimVQ": (
         ("taming/models/vq.py", "quantconfig"),
-        "it needs no patch: write `target: vqct_plugin.hosts.adapters.SimVQQuantizer` in its quantconfig",
+        "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
     )
 }
 
@@ -57,7 +57,7 @@ class Patched(NamedTuple):
     diff: str
 
 
-def hosts() -> List[Host]:
+def list_hosts() -> List[Host]:
     """The hosts that have a patch, by name."""
     manifest = json.loads((PATCHES / "hosts.json").read_text(encoding="utf-8"))
     return [
@@ -118,7 +118,7 @@ def find_host(path: Any) -> Tuple[Host, Path]:
         raise PatchError(f"{path} is not a folder; expected the root of a checkout ({_names()})")
     roots = [given, given.resolve().parent] if given.resolve().name == "taming" else [given]
     for root in roots:
-        for host in hosts():
+        for host in list_hosts():
             if all(_holds(root / file, text) for file, text in host.marks):
                 return host, root
         for name, (mark, instead) in _NEEDS_NONE.items():
@@ -131,7 +131,7 @@ def find_host(path: Any) -> Tuple[Host, Path]:
 
 
 def _names() -> str:
-    return ", ".join(host.repository for host in hosts())
+    return ", ".join(host.repository for host in list_hosts())
 
 
 def _holds(file: Path, text: str) -> bool:
@@ -154,7 +154,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
     if all(state == wanted for state in states.values()):
         return
     if all(state == other for state in states.values()):
-        what = "is not patched" if revert else "is patched already; --revert takes it back"
+        what = "is not patched" if revert else "is patched already; revert takes it back"
         raise PatchError(f"{root} ({host.repository}) {what}")
     listed = "; ".join(f"{file} is {_MEANING[state]}" for file, state in states.items() if state != wanted)
     raise PatchError(
@@ -216,18 +216,11 @@ def _git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
         raise PatchError(f"git apply cannot change {root}: {reason}")
 
 
-def summary(result: Patched, revert: bool, dry_run: bool) -> str:
-    """In words, for the terminal."""
-    verb = ("would be " if dry_run else "") + ("taken back" if revert else "patched")
-    target = _target(result.host.name)
-    lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
-    lines += [f"  {file}" for file in result.files]
-    if not revert:
-        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
-        lines += [f"take it back with `vqct-patch {result.root} --revert`"] if not dry_run else []
-    return "\n".join(lines)
-
-
-def _target(name: str) -> str:
-    own: Dict[str, Optional[str]] = {"LlamaGen": "LlamaGen", "CVQ-VAE": "CVQ", "VQGAN-LC": "VQGANLC"}
-    return f"vqct_plugin.hosts.adapters.{own[name]}Quantizer" if name in own else "vqct_plugin.Quantizer"
+def get_target(host: Host) -> str:
+    """The ``target`` to write in the ``quantizer_config`` of a patched host."""
+    own = {
+        "LlamaGen": "llamagen.LlamaGenQuantizer",
+        "CVQ-VAE": "cvq_vae.CVQQuantizer",
+        "VQGAN-LC": "vqgan_lc.VQGANLCQuantizer",
+    }
+    return f"vqct_plugin.hosts.{own[host.name]}" if host.name in own else "vqct_plugin.Quantizer"

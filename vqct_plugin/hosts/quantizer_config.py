@@ -6,9 +6,10 @@ each of them.
 
 import importlib
 import os
-import sys
 from pathlib import Path
 from typing import Any, Mapping, Union
+
+from vqct_plugin.compat.containers import to_plain
 
 Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
 
@@ -33,7 +34,7 @@ def build_quantizer(config: Config, **host: Any) -> Any:
     if isinstance(config, (str, os.PathLike)):
         where = str(config)
         config = _read(Path(config))
-    config = plain(config)
+    config = to_plain(config)
     if not isinstance(config, Mapping) or not isinstance(config.get("target"), str):
         raise ValueError(f"{where} is {config!r}; expected {{target: vqct_plugin.Quantizer, params: {{...}}}}")
     unknown = sorted(set(config) - {"target", "params"})
@@ -42,20 +43,28 @@ def build_quantizer(config: Config, **host: Any) -> Any:
     params = config.get("params") or {}
     if not isinstance(params, Mapping):
         raise ValueError(f"params of {where} is {params!r}; expected a mapping from arguments to values")
+    return build_beside(_class(config["target"], where), host, {**host, **params})
+
+
+def build_beside(quantizer: Any, host: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
+    """A quantizer that takes no more random numbers than the host's own ``VectorQuantizer2`` would have taken.
+
+    So what the host draws after it, it draws as with its own, a learned table starts from the host's to the last bit,
+    and of two quantizers in one model each has its own weights.
+    """
     import torch
 
-    with torch.random.fork_rng(devices=[]):  # what the host draws after it, it draws as without it
-        return _class(config["target"], where)(**{**host, **params})
+    from vqct_plugin.hosts.base import start_from
 
-
-def plain(value: Any) -> Any:
-    """A value of a YAML as plain Python, also where it comes in one of OmegaConf's containers."""
-    omegaconf = sys.modules.get("omegaconf")
-    if omegaconf is not None and omegaconf.OmegaConf.is_config(value):
-        return omegaconf.OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value
+    theirs = None
+    n_e, e_dim = host.get("n_e"), host.get("e_dim")
+    if isinstance(n_e, int) and isinstance(e_dim, int) and min(n_e, e_dim) > 0:
+        theirs = torch.nn.Embedding(n_e, e_dim).weight
+        theirs.data.uniform_(-1.0 / n_e, 1.0 / n_e)
+    with torch.random.fork_rng(devices=[]):
+        built = quantizer(**arguments)
+    start_from(built, theirs)
+    return built
 
 
 def _class(target: str, where: str) -> Any:

@@ -4,36 +4,81 @@ Works on the untouched wheel ``taming-transformers-rom1504`` and on a checkout o
 today's Lightning and on the 1.0.8 that they were written for.
 """
 
-from typing import TYPE_CHECKING, Any, Mapping, Sequence, Union
+from typing import Any, Mapping, Sequence, Tuple, Union
 
+from vqct_plugin.compat.checkpoints import CheckpointError
+from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import for_installed_lightning
+from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.gumbel import GumbelTransferQuantizer
-from vqct_plugin.hosts._checkpoint import CheckpointError
-from vqct_plugin.hosts._lightning import for_installed_lightning
-from vqct_plugin.hosts._taming_imports import import_taming
-from vqct_plugin.hosts._transferred import install, options_of, parameters_of, sorted_options, total
-from vqct_plugin.hosts.quantizer_config import plain
+from vqct_plugin.hosts.base import add_up, install, list_options, list_parameters, sort_options
 from vqct_plugin.quantizer import CodebookTransferQuantizer
-
-if TYPE_CHECKING:
-    from vqct_plugin.hosts._stage_2 import Net2NetTransformer
 
 __all__ = [
     "VQModel",
     "VQSegmentationModel",
     "GumbelVQ",
-    "Net2NetTransformer",
     "for_installed_lightning",
     "CheckpointError",
 ]
 
-_QUANTIZER_OPTIONS = options_of(CodebookTransferQuantizer, ("remap", "sane_index_shape"))
-_GUMBEL_OPTIONS = options_of(GumbelTransferQuantizer, ("kl_weight", "temp_init"))
 _HostVQModel: Any = for_installed_lightning(import_taming().VQModel)
 _HostVQSegmentationModel: Any = for_installed_lightning(import_taming().VQSegmentationModel)
 _HostGumbelVQ: Any = for_installed_lightning(import_taming().GumbelVQ)
 
 
-class VQModel(_HostVQModel):
+class _Transferred:
+    """The constructor of the three: the host's, and then our quantizer in the place of its own."""
+
+    _quantizer: type = CodebookTransferQuantizer
+    _host_arguments: Tuple[str, ...] = ()  # that only this host's model has
+    _shared_arguments: Tuple[str, ...] = ()  # those of them that the quantizer takes too
+
+    def __init__(
+        self,
+        ddconfig: Mapping[str, Any],
+        lossconfig: Mapping[str, Any],
+        n_embed: Union[int, Mapping[str, int]],
+        embed_dim: int,
+        ckpt_path: Any = None,
+        ignore_keys: Sequence[str] = (),
+        image_key: str = "image",
+        colorize_nlabels: Any = None,
+        monitor: Any = None,
+        remap: Any = None,
+        sane_index_shape: bool = False,
+        **options: Any,
+    ) -> None:
+        if remap is not None:
+            options["remap"] = remap
+        if sane_index_shape:
+            options["sane_index_shape"] = sane_index_shape
+        own = {name: options.pop(name) for name in self._host_arguments}
+        known = list_parameters(*(cls for cls in type(self).__mro__ if issubclass(cls, _Transferred)))
+        of_quantizer = list_options(self._quantizer, ("temp_init", *self._shared_arguments))
+        quantizer_options, options = sort_options(type(self), options, of_quantizer, known)
+        quantizer_options.update({name: own[name] for name in self._shared_arguments})
+        n_embed = to_plain(n_embed)
+        # The host builds its own codebook first, as large as it would have: the random numbers that this takes are
+        # why the convolutions after it start from the host's weights.
+        super().__init__(
+            ddconfig=ddconfig,
+            lossconfig=lossconfig,
+            n_embed=add_up(n_embed),
+            embed_dim=embed_dim,
+            ckpt_path=None,
+            image_key=image_key,
+            colorize_nlabels=colorize_nlabels,
+            monitor=monitor,
+            **own,
+            **options,
+        )  # type: ignore[call-arg]
+        install(self, self._quantizer, n_embed, embed_dim, **quantizer_options)
+        if ckpt_path is not None:
+            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)  # type: ignore[attr-defined]
+
+
+class VQModel(_Transferred, _HostVQModel):
     """taming's VQModel with its quantizer replaced by :class:`vqct_plugin.CodebookTransferQuantizer`.
 
     Encoder, decoder and loss are the host's, and under the same seed start from the same weights as the host's.
@@ -52,43 +97,8 @@ class VQModel(_HostVQModel):
         CheckpointError: ``ckpt_path`` cannot be read, or does not fit.
     """
 
-    def __init__(
-        self,
-        ddconfig: Mapping[str, Any],
-        lossconfig: Mapping[str, Any],
-        n_embed: Union[int, Mapping[str, int]],
-        embed_dim: int,
-        ckpt_path: Any = None,
-        ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        colorize_nlabels: Any = None,
-        monitor: Any = None,
-        remap: Any = None,
-        sane_index_shape: bool = False,
-        **options: Any,
-    ) -> None:
-        quantizer_options, options = sorted_options(type(self), options, _QUANTIZER_OPTIONS, parameters_of(VQModel))
-        n_embed = plain(n_embed)
-        # The host builds its own codebook first, as large as it would have: the random numbers that this takes are
-        # why the convolutions after it start from the host's weights.
-        super().__init__(
-            ddconfig=ddconfig,
-            lossconfig=lossconfig,
-            n_embed=total(n_embed),
-            embed_dim=embed_dim,
-            ckpt_path=None,
-            image_key=image_key,
-            colorize_nlabels=colorize_nlabels,
-            monitor=monitor,
-            **options,
-        )
-        quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
-        install(self, CodebookTransferQuantizer, n_embed, embed_dim, **quantizer_options)
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
-
-class VQSegmentationModel(_HostVQSegmentationModel):
+class VQSegmentationModel(_Transferred, _HostVQSegmentationModel):
     """taming's VQSegmentationModel, the VQGAN of label maps for stage 2's conditioning, with a transferred codebook.
 
     Args:
@@ -96,44 +106,13 @@ class VQSegmentationModel(_HostVQSegmentationModel):
         All others are those of :class:`VQModel`. Stage 2 of taming wants ``sane_index_shape: true`` of it.
     """
 
-    def __init__(
-        self,
-        n_labels: int,
-        ddconfig: Mapping[str, Any],
-        lossconfig: Mapping[str, Any],
-        n_embed: Union[int, Mapping[str, int]],
-        embed_dim: int,
-        ckpt_path: Any = None,
-        ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        colorize_nlabels: Any = None,
-        monitor: Any = None,
-        remap: Any = None,
-        sane_index_shape: bool = False,
-        **options: Any,
-    ) -> None:
-        known = parameters_of(VQSegmentationModel)
-        quantizer_options, options = sorted_options(type(self), options, _QUANTIZER_OPTIONS, known)
-        n_embed = plain(n_embed)
-        super().__init__(
-            n_labels,
-            ddconfig=ddconfig,
-            lossconfig=lossconfig,
-            n_embed=total(n_embed),
-            embed_dim=embed_dim,
-            ckpt_path=None,
-            image_key=image_key,
-            colorize_nlabels=colorize_nlabels,
-            monitor=monitor,
-            **options,
-        )
-        quantizer_options = {"beta": 0.25, **quantizer_options, "remap": remap, "sane_index_shape": sane_index_shape}
-        install(self, CodebookTransferQuantizer, n_embed, embed_dim, **quantizer_options)
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
+    _host_arguments = ("n_labels",)
+
+    def __init__(self, n_labels: int, *args: Any, **options: Any) -> None:
+        super().__init__(*args, n_labels=n_labels, **options)
 
 
-class GumbelVQ(_HostGumbelVQ):
+class GumbelVQ(_Transferred, _HostGumbelVQ):
     """taming's GumbelVQ with :class:`vqct_plugin.gumbel.GumbelTransferQuantizer`: a categorical head for each part.
 
     Args:
@@ -145,6 +124,10 @@ class GumbelVQ(_HostGumbelVQ):
         options: the other arguments of :class:`GumbelTransferQuantizer` and of :func:`for_installed_lightning`.
     """
 
+    _quantizer = GumbelTransferQuantizer
+    _host_arguments = ("temperature_scheduler_config", "kl_weight")
+    _shared_arguments = ("kl_weight",)
+
     def __init__(
         self,
         ddconfig: Mapping[str, Any],
@@ -152,41 +135,13 @@ class GumbelVQ(_HostGumbelVQ):
         n_embed: Union[int, Mapping[str, int]],
         embed_dim: int,
         temperature_scheduler_config: Mapping[str, Any],
-        ckpt_path: Any = None,
-        ignore_keys: Sequence[str] = (),
-        image_key: str = "image",
-        colorize_nlabels: Any = None,
-        monitor: Any = None,
+        *args: Any,
         kl_weight: float = 1e-8,
         **options: Any,
     ) -> None:
-        quantizer_options, options = sorted_options(type(self), options, _GUMBEL_OPTIONS, parameters_of(GumbelVQ))
-        n_embed = plain(n_embed)
-        super().__init__(
-            ddconfig=ddconfig,
-            lossconfig=lossconfig,
-            n_embed=total(n_embed),
-            embed_dim=embed_dim,
-            temperature_scheduler_config=temperature_scheduler_config,
-            ckpt_path=None,
-            image_key=image_key,
-            colorize_nlabels=colorize_nlabels,
-            monitor=monitor,
-            kl_weight=kl_weight,
-            **options,
-        )
-        install(self, GumbelTransferQuantizer, n_embed, embed_dim, kl_weight=kl_weight, **quantizer_options)
-        if ckpt_path is not None:
-            self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
+        options.update(temperature_scheduler_config=temperature_scheduler_config, kl_weight=kl_weight)
+        super().__init__(ddconfig, lossconfig, n_embed, embed_dim, *args, **options)
 
     def decode_code(self, code_b: Any) -> Any:
         """The image of a code, as :meth:`VQModel.decode_code` (the host's GumbelVQ has none)."""
         return self.decode(self.quantize.embed_code(code_b))
-
-
-def __getattr__(name: str) -> Any:
-    if name == "Net2NetTransformer":  # taming's stage 2 imports transformers: seconds that a first stage need not wait
-        from vqct_plugin.hosts._stage_2 import Net2NetTransformer
-
-        return Net2NetTransformer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

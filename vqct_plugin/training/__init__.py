@@ -1,1 +1,1 @@
-"""Taming YAML on today's Lightning: data sets, losses, callbacks and the launcher."""
+"""Training: the launcher of a taming YAML on today's Lightning, and its callbacks."""

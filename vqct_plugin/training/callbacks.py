@@ -1,5 +1,6 @@
 """What happens beside training: image grids, the codes in use, and what an exact restart needs."""
 
+import logging
 import random
 import signal
 import warnings
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 
-from vqct_plugin.evaluation.health import collapse_warning, verdict
-from vqct_plugin.evaluation.metrics import usage_of
-from vqct_plugin.training.config import ConfigError
+from vqct_plugin.runs.config import ConfigError
+from vqct_plugin.runs.health import describe_collapse, judge_usage
+from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import CodebookUsage, PartUsage
+
+_log = logging.getLogger(__name__)
 
 
 class ImageLogger(Callback):
@@ -60,7 +63,7 @@ class ImageLogger(Callback):
             self.log_steps.remove(batch_idx)
         elif batch_idx % self.batch_frequency:
             return
-        with _as_if_nothing_happened(pl_module), torch.no_grad():
+        with _keep_state(pl_module), torch.no_grad():
             images = pl_module.log_images(batch, split=split, pl_module=pl_module)
         for name, picture in images.items():
             picture = picture[: self.max_images].detach().float().cpu()
@@ -85,7 +88,7 @@ class ImageLogger(Callback):
 
 
 @contextmanager
-def _as_if_nothing_happened(model: Any) -> Iterator[None]:
+def _keep_state(model: Any) -> Iterator[None]:
     """The model in evaluation mode; afterwards each module in the mode it was in, and all random numbers too."""
     modes = [(module, module.training) for module in model.modules()]
     state = random_state()
@@ -131,7 +134,7 @@ class CodebookUsageLogger(Callback):
         quantizer = getattr(pl_module, "quantize", None)
         if self._hook is not None or not isinstance(quantizer, torch.nn.Module):
             return
-        self._counters = {split: usage_of(quantizer) for split in ("train", "val")}
+        self._counters = {split: make_counter(quantizer) for split in ("train", "val")}
 
         def count(module: Any, inputs: Any, outputs: Any) -> None:
             split = "train" if module.training else "val" if trainer.validating or trainer.sanity_checking else None
@@ -152,19 +155,19 @@ class CodebookUsageLogger(Callback):
         if self._batches % self.every_n_batches == 0:
             usage = self._take("train")
             for logger in trainer.loggers:
-                logger.log_metrics(_figures("train", usage), step=trainer.global_step)
+                logger.log_metrics(_flatten_figures("train", usage), step=trainer.global_step)
             for part, figures in usage.items():
-                for name, figure in _figures_of(figures).items():
+                for name, figure in _list_figures_of(figures).items():
                     pl_module.log(f"{name}/{part}", figure, prog_bar=True, logger=False)
             if trainer.is_global_zero:
                 self._warn(usage, hasattr(pl_module.quantize, "words"))
 
     def _warn(self, usage: Mapping[str, PartUsage], transferred: bool) -> None:
         for part, figures in usage.items():
-            text = collapse_warning(figures, self._before.get(part), part, transferred)
+            text = describe_collapse(figures, self._before.get(part), part, transferred)
             if text is None:
                 self._warned.discard(part)
-            elif part not in self._warned and verdict(self._before[part], part).grade == "collapsed":
+            elif part not in self._warned and judge_usage(self._before[part], part).grade == "collapsed":
                 self._warned.add(part)
                 said = f"over the last {self.every_n_batches} batches, {text}"
                 warnings.warn_explicit(said, CodebookWarning, "vqct_plugin", 0)  # no line of ours explains it
@@ -176,7 +179,7 @@ class CodebookUsageLogger(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self._counters and not trainer.sanity_checking:
-            for name, figure in _figures("val", self._take("val")).items():
+            for name, figure in _flatten_figures("val", self._take("val")).items():
                 pl_module.log(name, figure)
 
     def _take(self, split: str) -> Mapping[str, PartUsage]:
@@ -185,15 +188,15 @@ class CodebookUsageLogger(Callback):
         return usage
 
 
-def _figures(split: str, usage: Mapping[str, PartUsage]) -> Dict[str, float]:
+def _flatten_figures(split: str, usage: Mapping[str, PartUsage]) -> Dict[str, float]:
     return {
         f"{split}/{name}/{part}": figure
         for part, of_part in usage.items()
-        for name, figure in _figures_of(of_part).items()
+        for name, figure in _list_figures_of(of_part).items()
     }
 
 
-def _figures_of(usage: PartUsage) -> Dict[str, float]:
+def _list_figures_of(usage: PartUsage) -> Dict[str, float]:
     return {"in_use": usage.share, "perplexity": usage.perplexity, "dead": float(len(usage.dead))}
 
 
@@ -294,4 +297,4 @@ class Rescue(Callback):
     def _save(self, trainer: Any, name: str) -> None:
         trainer.save_checkpoint(self.folder / name)
         if trainer.is_global_zero:
-            print(f"\nwrote {self.folder / name} after {trainer.global_step} steps", flush=True)
+            _log.info("\nwrote %s after %d steps", self.folder / name, trainer.global_step)

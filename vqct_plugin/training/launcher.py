@@ -2,36 +2,34 @@
 
 import datetime
 import inspect
+import logging
 import os
 import pickle
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
-from vqct_plugin.hosts._lightning import TwoOptimizersByHand, for_installed_lightning
+from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.runs.build import build_data, build_model
+from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, load_config, suggest
+from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
-from vqct_plugin.training.config import ConfigError, DataError, find, hint, instantiate, load, plain
-from vqct_plugin.training.datasets import DataModuleFromConfig
 
 #: arguments of the Trainer that this launcher gives itself, and where they are said instead
 OURS = {
     "callbacks": "lightning.callbacks",
     "logger": "lightning.logger",
-    "default_root_dir": "-l/--logdir",
+    "default_root_dir": "logdir",
 }
+_log = logging.getLogger(__name__)
+#: what taming's launcher defined of callbacks
+STAND_INS = {"ImageLogger": "vqct_plugin.training.callbacks.ImageLogger"}
 DEFAULT_SEED = 23  # taming's
 TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
-LPIPS_OFFLINE = (
-    "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
-    "torchvision's vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has "
-    "them; or train without LPIPS: model.params.lossconfig.target=vqct_plugin.training.losses.VQPixelWithDiscriminator"
-)
 
 
 class Run(NamedTuple):
@@ -82,39 +80,39 @@ def run(
         DataError: a data set is empty, or an item cannot be read.
         OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
     """
-    folder, checkpoint, now, base = _place(base, resume, name, postfix, Path(logdir))
-    config = load(base, overrides)
-    seed = _seed(config, seed)
+    folder, checkpoint, now, base = _find_place(base, resume, name, postfix, Path(logdir))
+    config = load_config(base, overrides)
+    seed = _choose_seed(config, seed)
     pl.seed_everything(seed, workers=True, verbose=False)
     lightning = config.pop("lightning", None) or OmegaConf.create()
-    options = _trainer_options(plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
+    options = _merge_trainer_options(to_plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
     checkpoint = _resume_from(options, checkpoint)
     accumulate = options.get("accumulate_grad_batches") or 1
     lightning.trainer = dict(options)  # what a resumed run reads again
 
-    model = _model(config, options)
-    data = _data(config)
+    model = build_model(config, options)
+    data = build_data(config)
     if train and getattr(data, "datasets", None) is not None and "train" not in data.datasets:
         raise DataError("there is nothing to train on; expected data.params.train")
-    callbacks = _callbacks(lightning, model, folder)
-    loggers = _loggers(lightning, folder)
+    callbacks = _build_callbacks(lightning, model, folder)
+    loggers = _build_loggers(lightning, folder)
     try:
-        its_trainer = pl.Trainer(**options, callbacks=callbacks, logger=loggers, default_root_dir=folder)
+        lightning_trainer = pl.Trainer(**options, callbacks=callbacks, logger=loggers, default_root_dir=folder)
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ConfigError(f"Lightning's Trainer refuses its arguments: {error}") from error
-    model.learning_rate = _learning_rate(config, its_trainer, accumulate)
+    model.learning_rate = _compute_learning_rate(config, lightning_trainer, accumulate)
     with warnings.catch_warnings():
         _silence()
         if train:
-            if its_trainer.is_global_zero:
+            if lightning_trainer.is_global_zero:
                 _make_folder(folder, now, config, lightning, resumed=resume is not None)
-            _fit(its_trainer, model, data, checkpoint, folder)
-        if test and not its_trainer.interrupted:
-            _test(its_trainer, model, data, None if train else checkpoint)
-    return Run(folder, model, its_trainer)
+            _fit(lightning_trainer, model, data, checkpoint, folder)
+        if test and not lightning_trainer.interrupted:
+            _test(lightning_trainer, model, data, None if train else checkpoint)
+    return Run(folder, model, lightning_trainer)
 
 
-def _place(
+def _find_place(
     base: Sequence[Union[str, Path]], resume: Any, name: str, postfix: str, logdir: Path
 ) -> Tuple[Path, Optional[Path], str, List[Path]]:
     """The run's folder, the checkpoint to go on from, the time, and the configs."""
@@ -125,11 +123,11 @@ def _place(
     files = [Path(file) for file in base]
     if not resume:
         if not files:
-            raise ConfigError("there is no config; give one with -b/--base, or a run to go on with -r/--resume")
+            raise ConfigError("there is no config; give one as base, or a run to resume")
         return logdir / f"{now}_{name or files[0].stem}{postfix}", None, now, files
     if name:
         raise ConfigError(
-            "-n/--name and -r/--resume exclude each other: a resumed run keeps its folder. To start a new run from a "
+            "name and resume exclude each other: a resumed run keeps its folder. To start a new run from a "
             "checkpoint's weights, give model.params.ckpt_path"
         )
     path = Path(resume)
@@ -149,7 +147,7 @@ def _place(
     return folder, checkpoint, now, [*configs, *files]
 
 
-def _trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus: Optional[str]) -> Dict[str, Any]:
+def _merge_trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus: Optional[str]) -> Dict[str, Any]:
     """``lightning.trainer`` and, on top of it, what was given beside the YAML, as today's Trainer takes them."""
     given = dict(given) if gpus is None else {**given, "gpus": gpus}
     options = {**of_yaml, **given}
@@ -162,7 +160,7 @@ def _trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus:
     elif "devices" in given and "gpus" not in given:
         options.pop("gpus", None)
     if "gpus" in options:
-        options.update(_gpus(options.pop("gpus"), options))
+        options.update(_read_gpus(options.pop("gpus"), options))
     old = options.pop("distributed_backend", None)
     if old is not None:
         options.setdefault("strategy", old)
@@ -170,13 +168,13 @@ def _trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus:
     if unknown:
         raise ConfigError(
             f"the Trainer of Lightning {pl.__version__} has no argument {unknown[0]!r}"
-            f"{hint(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
+            f"{suggest(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
         )
     # One device unless told otherwise, as with taming: the learning rate goes with their number.
     return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}
 
 
-def _gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
+def _read_gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
     """taming's ``--gpus 0,1``: a list of numbers as text; in a YAML also how many, as a number."""
     if "devices" in options:
         raise ConfigError("gpus and devices say the same; give one of them")
@@ -201,62 +199,7 @@ def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optiona
     return Path(given)
 
 
-def build_model(config: Any) -> Any:
-    """The model of a config, adapted to the installed Lightning; raises ConfigError."""
-    return _model(config, {})
-
-
-def _model(config: Any, options: Dict[str, Any]) -> Any:
-    cls = find(config.model.target, "model")
-    if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith(("taming.", "ldm.")):
-        cls = for_installed_lightning(cls)
-    by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
-    # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
-    names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    params = dict(plain(config.model.get("params")) or {})
-    params.update({key: options.pop(key) for key in names if by_hand and key in options})
-    # null for an argument that the target does not have: a file laid over another takes it back
-    params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}
-    try:
-        model = instantiate({"target": config.model.target, "params": params}, "model", cls)
-        if hasattr(model, "first_stage_model") and hasattr(model, "permuter"):
-            from vqct_plugin.hosts._stage_2 import check_permuter
-
-            check_permuter(model)
-        return model
-    except ConfigError:
-        raise
-    except Exception as error:
-        if _is_offline(error) and "LPIPS" in str(plain(config.model)):
-            hub = Path(torch.hub.get_dir()) / "checkpoints"
-            heads = Path.cwd() / "taming" / "modules" / "autoencoder" / "lpips"
-            raise ConfigError(LPIPS_OFFLINE.format(hub=hub, heads=heads)) from error
-        if isinstance(error, (TypeError, ValueError, KeyError, OSError, AssertionError)):
-            raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
-        raise
-
-
-def _takes(cls: Any, name: str) -> bool:
-    parameters = inspect.signature(cls).parameters if isinstance(cls, type) else {}
-    if name in parameters or not parameters:
-        return True
-    host = getattr(cls, "host", None)  # a class made by for_installed_lightning, whose own arguments are any
-    return host is None or name in inspect.signature(host).parameters
-
-
-def _is_offline(error: Optional[BaseException]) -> bool:
-    import urllib.error
-
-    import requests
-
-    while error is not None:
-        if isinstance(error, (urllib.error.URLError, requests.exceptions.RequestException, ConnectionError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _seed(config: Any, given: Optional[int]) -> int:
+def _choose_seed(config: Any, given: Optional[int]) -> int:
     """The run's seed, which our data module keeps, and with it the configs that a resumed run reads."""
     cls = find(config.data.target, "data")
     recorded = (config.data.get("params") or {}).get("seed") if cls is DataModuleFromConfig else None
@@ -266,31 +209,7 @@ def _seed(config: Any, given: Optional[int]) -> int:
     return int(seed)
 
 
-def _data(config: Any) -> Any:
-    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
-    try:
-        data = instantiate(config.data, "data")
-        data.prepare_data()
-        data.setup()
-    except (ConfigError, DataError):
-        raise
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
-        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
-    return data
-
-
-def validation_set(config: Any) -> Any:
-    """The validation data set of a config, without the training set; raises ConfigError or DataError."""
-    description = (config.data.get("params") or {}).get("validation")
-    if description is None:
-        raise ConfigError("the config has no data.params.validation")
-    try:
-        return instantiate(description, "data.params.validation")
-    except (OSError, KeyError, IndexError, TypeError) as error:
-        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
-
-
-def _callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
+def _build_callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
     checkpoints = folder / "checkpoints"
     saving: Dict[str, Any] = {"dirpath": str(checkpoints), "filename": "{epoch:06}", "verbose": True, "save_last": True}
     if getattr(model, "monitor", None) is not None:
@@ -303,12 +222,16 @@ def _callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
         "learning_rate_logger": {"target": "main.LearningRateMonitor", "params": {"logging_interval": "step"}},
         "codebook_usage_logger": {"target": "vqct_plugin.training.callbacks.CodebookUsageLogger"},
     }
-    configs = plain(OmegaConf.merge(configs, lightning.get("callbacks") or {}))
+    configs = to_plain(OmegaConf.merge(configs, lightning.get("callbacks") or {}))
     saving_config = {"target": "main.ModelCheckpoint", "params": saving}
-    saving_config = plain(OmegaConf.merge(saving_config, lightning.get("modelcheckpoint") or {}))
-    callbacks = [
-        instantiate(config, f"lightning.callbacks.{name}") for name, config in configs.items() if config is not None
-    ]
+    saving_config = to_plain(OmegaConf.merge(saving_config, lightning.get("modelcheckpoint") or {}))
+    callbacks = []
+    for name, config in configs.items():
+        if config is not None:
+            where = f"lightning.callbacks.{name}"
+            target = config.get("target") if isinstance(config, dict) else None
+            found = None if target is None else find(target, where, STAND_INS)
+            callbacks.append(instantiate(config, where, found))
     for callback in callbacks:
         if isinstance(callback, ImageLogger) and callback.folder is None:
             callback.folder = folder
@@ -320,10 +243,10 @@ def _callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
     ]
 
 
-def _loggers(lightning: Any, folder: Path) -> List[Any]:
+def _build_loggers(lightning: Any, folder: Path) -> List[Any]:
     """A table of all figures, ``csv/metrics.csv``, and TensorBoard's file, or the logger that the YAML names."""
     default = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"save_dir": str(folder)}}
-    config = plain(OmegaConf.merge(default, lightning.get("logger") or {}))
+    config = to_plain(OmegaConf.merge(default, lightning.get("logger") or {}))
     if find(config["target"], "lightning.logger") is TensorBoardLogger:
         config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
         for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
@@ -331,12 +254,12 @@ def _loggers(lightning: Any, folder: Path) -> List[Any]:
     return [instantiate(config, "lightning.logger"), CSVLogger(str(folder), name="", version="csv")]
 
 
-def _learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
+def _compute_learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
     """taming's rule: the rate goes with the number of images in a step."""
     base, batch = config.model.base_learning_rate, int((config.data.get("params") or {}).get("batch_size") or 1)
     rate = accumulate * trainer.world_size * batch * base
     if trainer.is_global_zero:
-        print(
+        _log.info(
             f"learning rate {rate:.2e} = {accumulate} (accumulate_grad_batches) * {trainer.world_size} (processes) * "
             f"{batch} (batch_size) * {base:.2e} (base_learning_rate)"
         )
@@ -354,16 +277,14 @@ def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: b
             file.with_suffix(".tmp").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
             file.with_suffix(".tmp").replace(file)
     except FileExistsError as error:
-        raise ConfigError(
-            f"there is a run in {folder} already; go on with it by -r {folder}, or give another -n"
-        ) from error
+        raise ConfigError(f"there is a run in {folder} already; resume it, or give another name") from error
     except OSError as error:
-        raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another with -l") from error
+        raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another logdir") from error
 
 
 def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder: Path) -> None:
     if trainer.is_global_zero:
-        print(f"log folder {folder}" + (f", going on from {checkpoint}" if checkpoint else ""), flush=True)
+        _log.info("log folder %s%s", folder, f", going on from {checkpoint}" if checkpoint else "")
     try:
         trainer.fit(model, data, **_checkpoint_arguments(trainer.fit, checkpoint))
     except (ConfigError, DataError):
@@ -372,7 +293,7 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
         last = folder / "checkpoints" / "last.ckpt"
         kept = "no checkpoint was written yet"
         if last.is_file():
-            kept = f"{last} is the last good checkpoint: go on with -r {folder}"
+            kept = f"{last} is the last good checkpoint: resume {folder}"
         raise OSError(f"{error}. Training has stopped after {trainer.global_step} steps; {kept}") from error
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if checkpoint is not None and not trainer.global_step:
@@ -386,7 +307,7 @@ def _test(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path]) -> No
     if has_step and has_data:
         trainer.test(model, data, **_checkpoint_arguments(trainer.test, checkpoint))
     elif has_data and trainer.is_global_zero:
-        print(f"nothing is tested: {type(model).__name__} has no test_step", file=sys.stderr)
+        _log.warning("nothing is tested: %s has no test_step", type(model).__name__)
 
 
 def _checkpoint_arguments(function: Any, checkpoint: Optional[Path]) -> Dict[str, Any]:

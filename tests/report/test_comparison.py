@@ -1,0 +1,107 @@
+"""The main job: one config twice, only its target changed, on photographs held out."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+pytest.importorskip("taming")
+pytest.importorskip("skimage")
+pytest.importorskip("torchmetrics")
+pytest.importorskip("sklearn")
+from vqct_plugin.commands import demo
+from vqct_plugin.report.comparison import PHOTOGRAPHS, compare
+from vqct_plugin.runs.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+    folder = tmp_path_factory.mktemp("demo")
+    return compare(overrides=words, output=folder, trainer={"max_steps": 2, "accelerator": "cpu"}, tiles_shown=2)
+
+
+def test_nothing_but_the_target_differs(done):
+    configs = [yaml.safe_load(file.read_text()) for file in sorted(done.folder.glob("*/configs/*-project.yaml"))]
+    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", "vqct_plugin.VQModel"]
+    assert configs[0] == configs[1]
+
+
+def test_figures_are_of_every_tile_held_out(done):
+    assert [e.images for e in done.evaluations.values()] == [len_of_validation(), len_of_validation()]
+    stock, ours = done.evaluations.values()
+    assert list(stock.usage) == ["codes"]
+    assert list(ours.usage) == ["adjective", "noun"]
+    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
+
+
+def len_of_validation():
+    from vqct_plugin.runs.photographs import Photographs
+
+    params = yaml.safe_load(PHOTOGRAPHS.read_text())["data"]["params"]["validation"]["params"]
+    return len(Photographs(**params))
+
+
+def test_table_and_picture_say_what_was_measured(done):
+    lines = (done.folder / "table.md").read_text().splitlines()
+    assert "\n".join(lines) == done.table
+    for line, (name, evaluation) in zip(lines[2:], done.evaluations.items()):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells[0] == name
+        assert cells[1] == f"{evaluation.mean['psnr']:.2f} dB"
+        assert cells[2] == f"{evaluation.mean['ssim']:.3f}"
+        numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
+        assert numbers == [usage.in_use for usage in evaluation.usage.values()]
+    assert done.picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_shows_both(done):
+    text = done.report.read_text(encoding="utf-8")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT"]
+    assert data["size"] == [64, 64]
+    assert data["runs"][1]["grid"] == [16, 16]
+    assert [its["named"] for its in data["runs"]] == [False, True]
+    figures = json.loads((done.report.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
+    for its, evaluation in zip(figures, done.evaluations.values()):  # of the last checkpoint, and of the model itself
+        assert its["mean"]["psnr"] == pytest.approx(evaluation.mean["psnr"], abs=1e-3)
+        assert its["usage"].keys() == evaluation.usage.keys()
+        for part, usage in evaluation.usage.items():
+            assert its["usage"][part]["in_use"] == usage.in_use
+
+
+@pytest.mark.parametrize("tiles", [0, 9])
+def test_a_page_that_cannot_be_is_refused_before_training(tmp_path, tiles):
+    with pytest.raises(ConfigError, match=f"tiles_shown is 0|cannot show images {tiles} times as wide"):
+        compare(output=tmp_path, tiles_shown=tiles)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"cannot be made: .*choose another output"):
+        compare(output=tmp_path / "file")
+
+
+def test_the_command_hands_its_flags_on(monkeypatch, capsys, tmp_path):
+    from vqct_plugin.report import comparison
+
+    calls = []
+
+    def pretend(**keywords):
+        calls.append(keywords)
+        raise ConfigError("stop here")
+
+    monkeypatch.setattr(comparison, "compare", pretend)
+    with pytest.raises(SystemExit) as ended:
+        demo.main(["-o", str(tmp_path), "--max_steps", "3", "-s", "5", "model.params.n_embed=64"])
+    assert ended.value.code == 1
+    expected = {
+        "overrides": ["model.params.n_embed=64"],
+        "output": str(tmp_path),
+        "trainer": {"max_steps": 3},
+        "seed": 5,
+    }
+    assert calls == [{**expected, "tiles_shown": 3}]
+    assert "vqct-demo: stop here" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Other people's versions and files: Lightning, taming, checkpoints, pickles. Nothing here knows of codebooks."""

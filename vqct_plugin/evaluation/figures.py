@@ -1,0 +1,201 @@
+"""A model's figures over a set of images: measured batch by batch, then computed from what the measures kept."""
+
+import math
+from contextlib import nullcontext
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+
+import numpy as np
+import torch
+
+from vqct_plugin.evaluation.measure import Conditions, Figure, Measure
+from vqct_plugin.evaluation.measures import MEASURES
+from vqct_plugin.runs.usage import count_codes, make_counter
+from vqct_plugin.usage import PartUsage
+
+#: name -> array: what was measured of some images; several of them are one evaluation
+Shard = Mapping[str, np.ndarray]
+
+
+class RunFigures(NamedTuple):
+    """A model's figures.
+
+    Attributes:
+        name: of the run.
+        images: how many were evaluated.
+        files: of each image, as its data set names it; empty where that does not.
+        values: for each figure of single images (``psnr``, ``ssim``, ...), one value an image.
+        mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over images.
+        of_set: each figure of the whole set (``rfid``, ``inception_score``), a number.
+        missing: figure -> why it is not there.
+        shown: every figure, there or missing, and how it stands in tables.
+        usage: of each part of the codebook, over the whole set.
+        counts, part_of_speech: (n_e,) how often each code was chosen, and its part, an index into the keys of
+            ``usage``.
+        tokens, bits: of one image; bits as codes of each part written with equal lengths.
+        source: where the images are from, to tell whether runs were evaluated on the same.
+    """
+
+    name: str
+    images: int
+    files: List[str]
+    values: Dict[str, List[float]]
+    mean: Dict[str, float]
+    interval: Dict[str, List[float]]
+    of_set: Dict[str, float]
+    missing: Dict[str, str]
+    shown: Dict[str, Figure]
+    usage: Dict[str, PartUsage]
+    counts: torch.Tensor
+    part_of_speech: torch.Tensor
+    tokens: int
+    bits: float
+    source: str
+
+
+def evaluate(
+    model: Any,
+    batches: Iterable[Dict[str, Any]],
+    device: Optional[torch.device] = None,
+    measures: Optional[Mapping[str, Type[Measure]]] = None,
+    protocol: str = "plain",
+    weights: Optional[str] = None,
+    name: str = "",
+) -> RunFigures:
+    """The figures of a model over batches as a taming data set gives them, values in [-1, 1].
+
+    Args:
+        model: a taming ``VQModel``, stock or ours.
+        batches: mappings whose ``model.image_key`` is (B, H, W, C).
+        device: where to compute; the model's own by default.
+        measures: by default those of single images: PSNR, SSIM, ...
+        protocol, weights: see :class:`~vqct_plugin.evaluation.measure.Conditions`.
+        name: of the model, for tables.
+
+    >>> from vqct_plugin.evaluation.measures import MEASURES
+    >>> list(MEASURES)
+    ['images', 'inception']
+    """
+    device = device or next(model.parameters()).device
+    classes = {"images": MEASURES["images"]} if measures is None else measures
+    was_training = model.training
+    model.eval()
+    try:
+        shard = measure_batches(model, batches, classes, Conditions(protocol, weights, device))
+    finally:
+        model.train(was_training)
+    return compute_figures(name, model.quantize, [shard], classes, Conditions(protocol, weights))
+
+
+@torch.no_grad()
+def measure_batches(
+    model: Any,
+    batches: Iterable[Dict[str, Any]],
+    measures: Mapping[str, Type[Measure]],
+    conditions: Conditions,
+    precision: Optional[torch.dtype] = None,
+    advance: Callable[[int], Any] = lambda images: None,
+) -> Shard:
+    """Reconstruct images and measure them.
+
+    Args:
+        model: in evaluation mode, on the device of ``conditions``.
+        batches: as of :func:`evaluate`.
+        measures: name -> class.
+        conditions: of all measures.
+        precision: autocast to it; None for float32.
+        advance: called with the number of images of each batch.
+    """
+    every = {name: cls(conditions) for name, cls in measures.items()}
+    usage = make_counter(model.quantize)
+    files: List[str] = []
+    images = positions = 0
+    device = torch.device(conditions.device)
+    for batch in batches:
+        x = model.get_input(batch, model.image_key).to(device)
+        with torch.autocast(device.type, dtype=precision) if precision is not None else nullcontext():
+            quantized, _, (_, _, indices) = model.encode(x)
+            reconstruction = model.decode(quantized).float()
+        usage.update(indices)
+        files.extend(batch.get("file_path_", []))
+        positions = quantized.shape[2] * quantized.shape[3]
+        for measure in every.values():
+            measure.update(x, reconstruction)
+        images += len(x)
+        advance(len(x))
+    if not images:
+        raise ValueError("there is no batch to evaluate; the data set is empty")
+    found = {f"{name}.{row}": its.gather(row) for name, its in every.items() for row in its.rows}
+    found["counts"] = usage.counts.cpu().numpy()
+    found["files"] = np.asarray(files, dtype=str)
+    found["images"], found["positions"] = np.asarray(images), np.asarray(positions)
+    return found
+
+
+def compute_figures(
+    name: str,
+    quantizer: Any,
+    shards: Sequence[Shard],
+    measures: Mapping[str, Type[Measure]],
+    conditions: Conditions,
+    source: str = "",
+) -> RunFigures:
+    """The figures of all images, from what :func:`measure_batches` found of each part of them."""
+    usage = make_counter(quantizer)
+    usage.counts = torch.from_numpy(sum(shard["counts"] for shard in shards))
+    values: Dict[str, List[float]] = {}
+    of_set: Dict[str, float] = {}
+    missing: Dict[str, str] = {}
+    shown: Dict[str, Figure] = {}
+    for key, cls in measures.items():
+        measure = cls(conditions)
+        for shard in shards:
+            for row, rows in shard.items():
+                if row.startswith(f"{key}."):
+                    measure.keep(row[len(key) + 1 :], rows)
+        shown.update(measure.figures)
+        found = measure.compute()
+        for figure, how in measure.figures.items():
+            if figure not in found:
+                missing[figure] = measure.explain(figure)
+            elif how.of_set:
+                of_set[figure] = float(found[figure])
+            else:
+                values[figure] = np.asarray(found[figure]).tolist()
+    tokens, bits = _size_code(quantizer, int(shards[0]["positions"]))
+    return RunFigures(
+        name=name,
+        images=sum(int(shard["images"]) for shard in shards),
+        files=[str(file) for shard in shards for file in shard["files"]],
+        values=values,
+        mean={figure: float(np.mean(of_images)) for figure, of_images in values.items()},
+        interval={figure: bootstrap_interval(of_images) for figure, of_images in values.items()},
+        of_set=of_set,
+        missing=missing,
+        shown=shown,
+        usage=usage.compute(),
+        counts=usage.counts,
+        part_of_speech=usage.part_of_speech,
+        tokens=tokens,
+        bits=bits,
+        source=source,
+    )
+
+
+def _size_code(quantizer: Any, positions: int) -> Tuple[int, float]:
+    """Tokens and bits of an image."""
+    slices = getattr(quantizer, "slices", None)
+    sizes = [s.last - s.first for s in slices for _ in range(s.topk)] if slices else [count_codes(quantizer)]
+    return positions * len(sizes), positions * sum(math.log2(size) for size in sizes)
+
+
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> List[float]:
+    """[low, high] of the mean by the percentile bootstrap: means of so many resamples of the images."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) < 2 or not np.isfinite(array).all():
+        return [float("nan")] * 2
+    random = np.random.RandomState(seed)
+    means = [array[random.randint(0, len(array), len(array))].mean() for _ in range(resamples)]
+    tail = 100 * (1 - level) / 2
+    return [float(bound) for bound in np.percentile(means, [tail, 100 - tail])]

@@ -1,0 +1,133 @@
+"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two side by side."""
+
+import datetime
+import logging
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
+
+from omegaconf import OmegaConf
+
+from vqct_plugin.evaluation.figures import RunFigures
+from vqct_plugin.evaluation.runs import evaluate_runs
+from vqct_plugin.evaluation.tables import format_table
+from vqct_plugin.report.page import choose_images, make_report
+from vqct_plugin.report.pictures import draw_comparison
+from vqct_plugin.report.words import encode_images
+from vqct_plugin.runs.build import build_validation_set
+from vqct_plugin.runs.config import ConfigError, load_config
+from vqct_plugin.runs.load import Trained, load_first_stage
+from vqct_plugin.training.launcher import run
+
+_log = logging.getLogger(__name__)
+PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
+OURS = "model.target=vqct_plugin.VQModel"
+
+
+class Comparison(NamedTuple):
+    """What :func:`compare` has made.
+
+    Attributes:
+        folder: the folder of both runs, the picture and the table.
+        evaluations: the figures of each model on the validation set.
+        seconds: how long each was trained.
+        table: all of it, in Markdown; also in ``table.md``.
+        picture: the PNG file with reconstructions and the use of the codebooks.
+        report: the page of both, see :func:`vqct_plugin.report.page.make_report`.
+    """
+
+    folder: Path
+    evaluations: Dict[str, RunFigures]
+    seconds: Dict[str, float]
+    table: str
+    picture: Path
+    report: Path
+
+
+def compare(
+    base: Sequence[Union[str, Path]] = (PHOTOGRAPHS,),
+    overrides: Sequence[str] = (),
+    *,
+    output: Union[str, Path] = "vqct-demo",
+    trainer: Optional[Mapping[str, Any]] = None,
+    seed: int = 23,
+    tiles_shown: int = 1,
+) -> Comparison:
+    """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show both.
+
+    Both see the same batches. The figures are of the validation set.
+
+    Args:
+        base: YAML files of a stock VQGAN; by default the small one for scikit-image's photographs.
+        overrides: ``key=value``, for both.
+        output: the folder in which this comparison gets a folder of its own.
+        trainer: arguments of Lightning's Trainer, for both.
+        seed: of both.
+        tiles_shown: the images on the report's page are so many times as wide as those of validation, whose data set
+            then takes a ``size``.
+
+    Raises:
+        ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
+    """
+    size_shown = _compute_size(load_config(base, [*overrides]), tiles_shown)
+    folder = Path(output) / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output") from error
+    seconds: Dict[str, float] = {}
+    trained: List[Trained] = []
+    for name, more in (("stock", []), ("VQCT", [OURS])):
+        _log.info("\n%s: %s", name, " ".join(more) if more else "the config as it is")
+        begin = time.perf_counter()
+        done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
+        seconds[name] = time.perf_counter() - begin
+        trained.append(load_first_stage(done.folder))
+    _log.info("\nwriting the report")
+    report = folder / "report"
+    figures = evaluate_runs(trained, report / "evaluation", names=list(seconds), progress=False)
+    text = format_table([_make_row(its, seconds[its.name]) for its in figures])
+    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    picture = folder / "comparison.png"
+    originals = choose_images(trained[0], 8).images
+    reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
+    evaluations = {its.name: its for its in figures}
+    draw_comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
+    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
+    return Comparison(folder, evaluations, seconds, text, picture, page)
+
+
+def _compute_size(config: Any, tiles: int) -> Optional[int]:
+    """The side of the images on the page; refused before the training, not after it."""
+    if tiles == 1:
+        return None
+    params = config.data.params.validation.get("params") or {}
+    if "size" not in params or tiles < 1:
+        raise ConfigError(f"tiles_shown is {tiles!r}; expected 1, or more where the validation set has a size")
+    side = tiles * int(params["size"])
+    shown = OmegaConf.merge(config, {"data": {"params": {"validation": {"params": {"size": side}}}}})
+    try:
+        build_validation_set(shown)
+    except ValueError as error:
+        raise ConfigError(
+            f"the page cannot show images {tiles} times as wide as those of validation: {error}"
+        ) from error
+    return side
+
+
+def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
+    in_use = [f"{u.in_use:,} of {u.codes:,}{_name_part(part)}" for part, u in its.usage.items()]
+    perplexity = [f"{u.perplexity:.0f}{_name_part(part)}" for part, u in its.usage.items()]
+    return {
+        "model": its.name,
+        "PSNR": f"{its.mean['psnr']:.2f} dB",
+        "SSIM": f"{its.mean['ssim']:.3f}",
+        "codes in use": ", ".join(in_use),
+        "perplexity": ", ".join(perplexity),
+        "tokens an image": f"{its.tokens:,}",
+        "seconds": f"{seconds:.0f}",
+    }
+
+
+def _name_part(part: str) -> str:
+    return "" if part == "codes" else f" {part}s"

@@ -1,0 +1,50 @@
+"""Pictures as a page holds them: PNG files inside their own addresses, and charts for light and for dark."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import numpy as np
+from torch import Tensor
+
+from vqct_plugin.evaluation.images import to_bytes
+
+DPI = 160
+
+
+def embed_pixels(pixels: np.ndarray) -> str:
+    """(H, W, 3) uint8 as a ``data:`` address."""
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, format="PNG", optimize=True)
+    return _make_address(data)
+
+
+def embed_image(image: Tensor) -> str:
+    """(3, H, W) in [-1, 1] as a ``data:`` address."""
+    return embed_pixels(to_bytes(image[None])[0])
+
+
+def embed_chart(draw: Callable[[bool], Any], alt: str, file: Path) -> Dict[str, str]:
+    """A figure for a light and for a dark page; the light one is also written to ``file``.
+
+    Args:
+        draw: from whether the page is dark to a matplotlib figure.
+        alt: what it shows, in words.
+        file: a PNG file.
+    """
+    found = {"alt": alt}
+    for name, dark in (("light", False), ("dark", True)):
+        figure = draw(dark)
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=DPI)
+        found[name] = _make_address(data)
+        if not dark:
+            figure.savefig(file, dpi=DPI, facecolor="white")
+    return found
+
+
+def _make_address(data: io.BytesIO) -> str:
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,0 +1,101 @@
+"""What a config names, built: its model, its data, and its validation set alone."""
+
+import inspect
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import pytorch_lightning as pl
+import torch
+
+from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import TwoOptimizersByHand, for_installed_lightning
+from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate
+from vqct_plugin.stage_2.layout import get_layout
+
+_LPIPS_OFFLINE = (
+    "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
+    "torchvision's vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has "
+    "them; or train without LPIPS: model.params.lossconfig.target=vqct_plugin.runs.losses.VQPixelWithDiscriminator"
+)
+
+
+def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
+    """The model of a config, adapted to the installed Lightning.
+
+    Args:
+        config: of :func:`~vqct_plugin.runs.config.load_config`.
+        trainer: arguments of the Trainer. Those that Lightning takes on the model instead are moved there.
+
+    Raises:
+        ConfigError: the config's model cannot be built.
+    """
+    cls = find(config.model.target, "model")
+    if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith(("taming.", "ldm.")):
+        cls = for_installed_lightning(cls)
+    by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
+    # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
+    trainer = {} if trainer is None else trainer
+    names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
+    params = dict(to_plain(config.model.get("params")) or {})
+    params.update({key: trainer.pop(key) for key in names if by_hand and key in trainer})
+    # null for an argument that the target does not have: a file laid over another takes it back
+    params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}
+    try:
+        model = instantiate({"target": config.model.target, "params": params}, "model", cls)
+        if hasattr(model, "first_stage_model") and hasattr(model, "permuter"):
+            get_layout(model).check()
+        return model
+    except ConfigError:
+        raise
+    except Exception as error:
+        if _is_offline(error) and "LPIPS" in str(to_plain(config.model)):
+            hub = Path(torch.hub.get_dir()) / "checkpoints"
+            heads = Path.cwd() / "taming" / "modules" / "autoencoder" / "lpips"
+            raise ConfigError(_LPIPS_OFFLINE.format(hub=hub, heads=heads)) from error
+        if isinstance(error, (TypeError, ValueError, KeyError, OSError, AssertionError)):
+            raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
+        raise
+
+
+def _takes(cls: Any, name: str) -> bool:
+    parameters = inspect.signature(cls).parameters if isinstance(cls, type) else {}
+    if name in parameters or not parameters:
+        return True
+    host = getattr(cls, "host", None)  # a class made by for_installed_lightning, whose own arguments are any
+    return host is None or name in inspect.signature(host).parameters
+
+
+def _is_offline(error: Optional[BaseException]) -> bool:
+    import urllib.error
+
+    import requests
+
+    while error is not None:
+        if isinstance(error, (urllib.error.URLError, requests.exceptions.RequestException, ConnectionError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def build_data(config: Any) -> Any:
+    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
+    try:
+        data = instantiate(config.data, "data")
+        data.prepare_data()
+        data.setup()
+    except (ConfigError, DataError):
+        raise
+    except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error
+    return data
+
+
+def build_validation_set(config: Any) -> Any:
+    """The validation data set of a config, without the training set; raises ConfigError or DataError."""
+    description = (config.data.get("params") or {}).get("validation")
+    if description is None:
+        raise ConfigError("the config has no data.params.validation")
+    try:
+        return instantiate(description, "data.params.validation")
+    except (OSError, KeyError, IndexError, TypeError) as error:
+        raise ConfigError(f"the data cannot be built: {type(error).__name__}: {error}") from error

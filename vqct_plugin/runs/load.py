@@ -1,0 +1,114 @@
+"""A trained model back from its run's folder, or from a config and a checkpoint."""
+
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, List, NamedTuple, Sequence, Union
+
+from omegaconf import OmegaConf
+
+from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_state_dict
+from vqct_plugin.runs.build import build_model
+from vqct_plugin.runs.config import ConfigError, load_config
+
+
+class Trained(NamedTuple):
+    """A model in evaluation mode, its config, and the checkpoint that its weights come from."""
+
+    model: Any
+    config: Any
+    checkpoint: Path
+
+
+def load_run(
+    path: Union[str, Path],
+    base: Sequence[Union[str, Path]] = (),
+    overrides: Sequence[str] = (),
+    loss: bool = True,
+) -> Trained:
+    """The model of a run.
+
+    Args:
+        path: a run's folder (its ``checkpoints/last.ckpt``, else the newest there), or a checkpoint.
+        base: YAML files; by default those that the run keeps in ``configs/``.
+        overrides: ``key=value`` on top of them.
+        loss: False leaves a first stage's loss out, and so what it would download.
+
+    Raises:
+        ConfigError: no such run, or its config cannot be used.
+        CheckpointError: the checkpoint cannot be read, or is not this config's: with the names and shapes that differ.
+    """
+    checkpoint = _find_checkpoint(Path(path))
+    files = [Path(file) for file in base] or _find_configs(checkpoint)
+    config = load_config(files, overrides)
+    config.pop("lightning", None)
+    _drop_paths(config.model)
+    if not loss and "lossconfig" in (config.model.get("params") or {}):
+        config.model.params.lossconfig = {"target": "torch.nn.Identity"}
+    return load_trained(config, checkpoint, ", ".join(map(str, files)))
+
+
+def load_first_stage(
+    path: Union[str, Path], base: Sequence[Union[str, Path]] = (), overrides: Sequence[str] = ()
+) -> Trained:
+    """The first stage of a run, without its loss, and without what its host prints while it is built.
+
+    Arguments and errors as of :func:`load_run`, and ConfigError where the run is no first stage.
+    """
+    with redirect_stdout(io.StringIO()):
+        trained = load_run(path, base, overrides, loss=False)
+    if not hasattr(trained.model, "quantize"):
+        raise ConfigError(f"{path} is of a {type(trained.model).__name__}; expected a first stage, a VQGAN")
+    return trained
+
+
+def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> Trained:
+    """The model of a config with a checkpoint's weights; ``source`` is what errors call the config."""
+    model = build_model(config)
+    weights = read_state_dict(checkpoint)
+    missing = sorted(set(_list_parameters(model)) - set(weights))
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} and {source} disagree: the checkpoint has no {', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}; give the config that it was trained with"
+        )
+    load_into(model, checkpoint, weights=weights)
+    return Trained(model.eval(), config, checkpoint)
+
+
+def _find_checkpoint(path: Path) -> Path:
+    if path.is_file():
+        return path
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        raise ConfigError(f"{path} is neither a checkpoint nor a run's folder, which has a folder checkpoints in it")
+    last = folder / "last.ckpt"
+    if last.is_file():
+        return last
+    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"there is no checkpoint in {folder}")
+    return found[-1]
+
+
+def _find_configs(checkpoint: Path) -> List[Path]:
+    folder = checkpoint.parent.parent / "configs"
+    files = sorted(folder.glob("*-project.yaml"))
+    if not files:
+        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it as base")
+    return files
+
+
+def _drop_paths(model: Any) -> None:
+    """The checkpoint holds all weights, those of a stage 2's first stage too; the files they once came from may be
+    elsewhere by now."""
+    params = model.get("params") or OmegaConf.create()
+    params.pop("ckpt_path", None)
+    for name in ("first_stage_config", "cond_stage_config"):
+        stage = params.get(name)
+        if OmegaConf.is_dict(stage) and OmegaConf.is_dict(stage.get("params")):
+            stage.params.pop("ckpt_path", None)
+
+
+def _list_parameters(model: Any) -> List[str]:
+    return [name for name, _ in model.named_parameters() if not name.startswith("loss.")]
