@@ -24,11 +24,28 @@ def test_the_hosts_arguments_are_taken_and_params_go_before_them(prior):
     assert quantizer.sane_index_shape
 
 
-def test_the_hosts_random_numbers_stay_as_they_were(prior):
-    """So that what the host draws after it, and its own quantizer would not have moved on, is what it was."""
-    before = torch.random.get_rng_state()
-    build_quantizer({"target": TARGET, "params": {"prior": prior}}, n_e=40, e_dim=16)
-    assert torch.equal(torch.random.get_rng_state(), before)
+def test_the_hosts_random_numbers_are_as_with_its_own_quantizer(prior):
+    """What the host draws after it, it draws as after ``VectorQuantizer2``; and a learned table is that one's."""
+    torch.manual_seed(0)
+    own = torch.nn.Embedding(40, 16)  # what VectorQuantizer2 is made of
+    own.weight.data.uniform_(-1 / 40, 1 / 40)
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    params = {"prior": prior, "transfer": "table", "parts_of_speech": "joint"}
+    table = build_quantizer({"target": TARGET, "params": params}, n_e=40, e_dim=16)
+    assert torch.equal(torch.rand(3), after)
+    assert torch.equal(table.embedding.weight, own.weight)
+
+
+def test_two_quantizers_of_one_model_are_no_twins(prior):
+    first, second = (
+        build_quantizer({"target": TARGET, "params": {"prior": prior}}, n_e=40, e_dim=16) for _ in range(2)
+    )
+    assert not torch.equal(first.embedding.weight, second.embedding.weight)
+    assert not torch.equal(first.transfer.layer1.weight, second.transfer.layer1.weight)
+    x = torch.ones(40, 8)
+    masks = [q.transfer.dropout(x, q.transfer.layer1.weight) for q in (first, second)]
+    assert not torch.equal(*masks)
 
 
 def test_omegaconfs_containers_become_plain(prior):
