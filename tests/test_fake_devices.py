@@ -76,7 +76,7 @@ with Emulated():
                 except (TypeError, RuntimeError) as error:
                     print("refused")
     with without("float64", "waiting"):
-        x.cpu().double() if False else (x + torch.ones(3, device=device)).to("cpu", non_blocking=True)
+        (x + torch.ones(3, device=device)).to("cpu", non_blocking=True)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -99,11 +99,10 @@ def test_shapes_on_the_meta_device(training):
 
 @torch2
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_shapes_under_fake_tensors(training, device):
-    """What torch.export and the compilers trace with, also for a GPU that is not there.
+def test_shapes_under_fake_tensors(training):
+    """What torch.export and the compilers trace with.
 
-    Does not cover any value, nor, on "cuda", a backward pass.
+    Does not cover any value, nor a fake tensor of a GPU, to which torch moves no module.
     """
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
@@ -112,10 +111,8 @@ def test_shapes_under_fake_tensors(training, device):
     with FakeCopyMode(mode):
         quantizer = copy.deepcopy(quantizer).train(training)
     with mode:
-        quantizer.to(device)
-        z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w, device=device))
+        z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w))
         assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
-        assert z_q.device.type == indices.device.type == device
         assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
 
 
@@ -138,14 +135,7 @@ def test_entries_and_frozen_evaluation_compile_in_one_piece():
     checks.entries_compile_in_one_piece(CPU, checks.small, PARTITIONED)
 
 
-def averaged_model():
-    """``use_buffers`` came with torch 1.12, ``get_ema_avg_fn`` with 2.0."""
-    return pytest.mark.skipif(
-        not hasattr(torch.optim.swa_utils, "get_ema_avg_fn"), reason="no averages of buffers in this torch"
-    )
-
-
-@averaged_model()
+@pytest.mark.skipif(not hasattr(torch.optim.swa_utils, "get_ema_avg_fn"), reason="get_ema_avg_fn came with torch 2.0")
 def test_averaging_buffers_keeps_the_graph():
     """Does not cover averages held on another device."""
     checks.averaging_keeps_the_graph(CPU, checks.small)
@@ -192,7 +182,7 @@ def in_a_process_of_its_own(check, device, make, *more):
     )
     command = [sys.executable, "-c", code, check, device, make, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("times", [1, 1000])
@@ -201,7 +191,9 @@ def test_lookup_is_right_far_from_the_origin(times):
     checks.lookup_is_right_far_from_the_origin(CPU, times, number=512, codes=256)
 
 
-@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="a GradScaler for the CPU needs torch 2.3")
+@pytest.mark.skipif(
+    not hasattr(getattr(torch, "amp", None), "GradScaler"), reason="torch.amp.GradScaler needs torch 2.3"
+)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_trains_under_autocast(dtype):
     """Does not cover a GPU's half precision, whose products overflow where a CPU's may not."""
