@@ -73,7 +73,7 @@ from quantizer_contestants import (
     transfer_step,
     whole_step,
 )
-from quantizer_tables import TITLES, report, targets_of
+from quantizer_tables import TITLES, how_of, report, targets_of
 
 from vqct_plugin import CodebookPrior, CodebookTransferQuantizer
 
@@ -436,7 +436,7 @@ def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
     }
     for variant in variants_of(0, options):
         torch.set_num_threads(variant.threads)
-        how = f"{variant.threads} threads" if device.type == "cpu" else variant.precision
+        how = how_of(device.type, variant.threads, variant.precision)
         results["tera_a_second"][how] = rate_of_products(device, variant.precision)
     for codes in options.codes:
         prior, row = of_the_prior(codes, options)

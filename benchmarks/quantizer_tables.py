@@ -64,12 +64,21 @@ def targets_of(results: Dict[str, Any]) -> List[Dict[str, Any]]:
     return found
 
 
+def how_of(device: str, threads: int, precision: str) -> str:
+    """A variant in words: threads on a CPU, the precision of products on a GPU."""
+    return precision if device != "cpu" else "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def _how(cell: Dict[str, Any], results: Dict[str, Any]) -> str:
+    return how_of(results["device"], cell["threads"], cell["precision"])
+
+
 def _where(cell: Dict[str, Any], kind: str, results: Dict[str, Any]) -> str:
     words = [f"D {cell['dim']}"]
     if kind.startswith("lookup"):
         words.append(kind.split(", ")[1])
     if results["device"] == "cpu":
-        words.append(f"{cell['threads']} thread{'s' if cell['threads'] > 1 else ''}")
+        words.append(_how(cell, results))
     return ", ".join(words)
 
 
@@ -87,7 +96,7 @@ def report(results: Dict[str, Any]) -> str:
 def _table(cells: List[Dict[str, Any]], row: Dict[str, Any], results: Dict[str, Any]) -> List[str]:
     """Milliseconds at one number of codes, in one variant: a column for each D."""
     first = cells[0]
-    how = f"{first['threads']} threads" if results["device"] == "cpu" else first["precision"]
+    how = _how(first, results)
     lines = [f"{row['codes']:,} codes, {row['edges']:,} different edges, {first['vectors']:,} vectors, {how}", ""]
     lines += [
         "| ms, and what ours takes of it | " + " | ".join(f"D {c['dim']}" for c in cells) + " |",
@@ -125,7 +134,7 @@ def _transfer_table(results: Dict[str, Any]) -> List[str]:
     for cell in results["cells"]:
         t = cell["transfer"]
         transfer, once, twice = t["transfer"], t["step"], t["step of twice the batch"]
-        how = f"{cell['threads']} threads" if results["device"] == "cpu" else cell["precision"]
+        how = _how(cell, results)
         lines.append(
             f"| {cell['codes']:,} | {cell['dim']} | {how} | {_ms(transfer)} | {_ms(once)} | {transfer / once:.0%} "
             f"| {_ms(twice)} | {transfer / twice:.0%} |"
@@ -165,7 +174,7 @@ def _lookup_lines(results: Dict[str, Any]) -> List[str]:
     lines += ["|---|---|---|---|---|"]
     for cell in results["cells"]:
         if "tera_a_second" in cell:
-            how = f"{cell['threads']} threads" if results["device"] == "cpu" else cell["precision"]
+            how = _how(cell, results)
             limit = results["tera_a_second"][how if results["device"] == "cpu" else "fp32"]
             differs = ", ".join(f"{share:.2%}" for share in cell["differs"].values())
             reached = f"{cell['tera_a_second'] / limit:.0%}"

@@ -79,7 +79,8 @@ def test_a_patched_host_trains_a_vqgan_of_full_size(device, size, rehearsal):
         for index, optimizer in enumerate(optimizers):
             optimizer.zero_grad()
             reconstruction, codebook_loss = model(images)
-            loss, log = model.loss(codebook_loss, images, reconstruction, index, step, model.get_last_layer(), "train")
+            last = model.get_last_layer()
+            loss, log = model.loss(codebook_loss, images, reconstruction, index, step, last, split="train")
             loss.backward()
             optimizer.step()
             if index == 0:
