@@ -1,23 +1,43 @@
-"""The quantizer's speed and memory, against what it stands beside, in one run.
+"""The quantizer's speed and memory, against its honest peers, in one run.
 
     python benchmarks/quantizer.py --output benchmarks/results/cpu.json
+    python benchmarks/quantizer.py --quick                      # a look in two minutes
+    python benchmarks/quantizer.py --codes 6207 --keep-memory   # the allocator's effect taken out
 
-Measured, on the same maps, for 1,024, 6,207 and 16,384 codes in the proportion of the paper's 1,949 adjectives and
-4,258 nouns, on a made-up graph of 660,000 adjective-noun occurrences with the long tail of words:
+Measured, at each number of codes (in the proportion of the paper's 1,949 adjectives and 4,258 nouns, on a made-up graph
+of 660,000 adjective-noun occurrences with the long tail of words, word vectors in float16) and each D, the channels of
+one part:
 
-- *ours*: CodebookTransferQuantizer; also evaluated with its codebook frozen.
-- *VectorQuantizer2*: taming's, with as many codes and channels, which is what the same YAML gives without us.
-- *two VectorQuantizer2*: one for each part, with its codes and its half of the channels, so that it compares as many
-  numbers as ours.
-- *authors' formula*: two GCNConv of PyTorch Geometric over every edge as often as it occurs, then taming's distances.
+- a *training step*, forward and backward with the loss, without an optimizer; an *evaluation*, forward without
+  gradient; a *lookup* alone, N vectors of D in one table of all the codes; the *entries* of given indices.
+- *ours*: CodebookTransferQuantizer; *ours, frozen*: with its codebook frozen.
+- *two VectorQuantizer2*: taming's, one for each part, with its codes and its half of the channels, so that it compares
+  as many numbers as ours.
+- *two VectorQuantize*, *two SimVQ*: of vector-quantize-pytorch, one for each part, straight-through gradient; the first
+  learns its codes by averages, without a gradient.
 - *products*: the two matrix products of the distances, z by codes, and nothing else.
+- *addmm + argmin*, *cdist + argmin*: how a lookup is written in one line. The lookup's codebook is *fresh* (that of a
+  quantizer just made), *trained* (each code lies beside one of the vectors) or *collapsed* (all codes within 1e-6).
+- *authors' formula* (--authors, slow): two GCNConv of PyTorch Geometric over every edge as often as it occurs, then
+  taming's distances.
+- *transfer*: the codes and the gradients of the weights from them, by ``embedding.weight``: the part of a training step
+  that no batch makes longer, shown beside the step at two sizes of the batch.
 
-A training step is forward and backward with the loss, without an optimizer. The contestants take turns in a random
-order, and each makes a step that is not counted before the one that is, so that what else the machine does, and what
-the one before left behind, meets them alike. The figures are medians over the rounds.
+The contestants of a kind take turns in a random order, and each makes a step that is not counted before the one that is
+(unless a step takes over half a second), so that what else the machine does, and what the one before left behind, meets
+them alike. A short step is repeated within its turn until 5 milliseconds have passed. The figures are medians over the
+rounds: --rounds of them, fewer where --minutes runs out, three at least. With 65,536 codes the maps are half as many,
+with more a quarter, and with more only the last of --threads is measured; --full takes both back. What would need more
+than --gigabytes is left out, and the report says so.
+
+On a GPU, each in float32, in TF32 and under bfloat16 autocast (what is fed in is bfloat16 there, as a convolution's
+output is); the share of a whole step of taming's f16 VQGAN; and how much of the rate of large matrix products, measured
+in the same run, the lookup reaches.
 """
 
 import argparse
+import contextlib
+import copy
 import ctypes
 import gc
 import json
@@ -26,154 +46,116 @@ import platform
 import random
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from vqct_plugin.lookup import nearest
-from vqct_plugin.prior import CodebookPrior
-from vqct_plugin.quantizer import CodebookTransferQuantizer
-
-ADJECTIVES, NOUNS = 1949, 4258  # the paper's
-#: contestant, against, at most this ratio of the medians; at 6,207 codes on a CPU
-TARGETS = (
-    ("train", "ours", "authors' formula", 1 / 3),
-    ("train", "ours", "VectorQuantizer2", 1.15),
-    ("evaluate", "ours", "VectorQuantizer2", 0.8),
-    ("evaluate", "ours, frozen", "products", 1.5),
+sys.path.append(str(Path(__file__).resolve().parent))
+from quantizer_contestants import (
+    ADJECTIVES,
+    NOUNS,
+    Step,
+    codebook,
+    contestants,
+    entries,
+    evaluation,
+    gigabytes_needed,
+    lookups,
+    made_up_prior,
+    products,
+    training_step,
+    transfer_step,
+    whole_step,
 )
-LOOKUP_MEGABYTES = 64
+from quantizer_tables import TITLES, how_of, report, targets_of
+
+from vqct_plugin import CodebookPrior, CodebookTransferQuantizer
+
+#: how glibc is told to keep what is freed, for --keep-memory
+KEEP_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "MALLOC_TOP_PAD_": "4000000000",
+}
+# From here on N is smaller, and only one number of threads is measured, unless --full.
+LARGE, HUGE = 65_536, 65_537
+SHORTEST_TURN, LONG_STEP = 0.005, 0.5  # seconds
+FEWEST_ROUNDS = 3
 
 
-def made_up_prior(codes: int, occurrences: int, dim: int, seed: int = 0) -> CodebookPrior:
-    """Words whose frequencies fall as 1 / rank, and bigrams drawn from them; CLIP's 512 dimensions in the paper."""
-    rng = np.random.default_rng(seed)
-    adjectives = round(codes * ADJECTIVES / (ADJECTIVES + NOUNS))
-    sizes = (adjectives, codes - adjectives)
-    frequencies = [1 / np.arange(1, n + 1) for n in sizes]
-    ends = np.stack([rng.choice(n, occurrences, p=f / f.sum()) for n, f in zip(sizes, frequencies)])
-    ends[1] += adjectives
-    return CodebookPrior(
-        words=[f"a{i}" for i in range(sizes[0])] + [f"n{i}" for i in range(sizes[1])],
-        part_of_speech=np.repeat([0, 1], sizes),
-        count=np.concatenate([np.round(1e6 * f) for f in frequencies]).astype(np.int64),
-        vectors=rng.standard_normal((codes, dim)).astype(np.float32),
-        edges=ends,
-        edge_count=np.ones(occurrences, dtype=np.int64),
-    )
+class Variant(NamedTuple):
+    """How a cell is measured: threads on a CPU, the precision of products on a GPU."""
+
+    threads: int
+    precision: str
 
 
-class AuthorsFormula(nn.Module):
-    """The published formula as it is published: repeated edges, both layers over the graph, an N x n matrix."""
-
-    def __init__(self, prior: CodebookPrior, e_dim: int, dropout: float = 0.5, beta: float = 0.25) -> None:
-        from torch_geometric.nn import GCNConv
-
-        super().__init__()
-        self.beta, self.dropout = beta, dropout
-        self.sizes = np.bincount(prior.part_of_speech, minlength=2).tolist()
-        half = e_dim // 2
-        self.layer1, self.layer2 = GCNConv(prior.vectors.shape[1], half), GCNConv(half, half)
-        repeated = np.repeat(prior.edges, prior.edge_count, axis=1)
-        self.register_buffer("edges", torch.from_numpy(np.concatenate([repeated, repeated[::-1]], axis=1)).long())
-        self.register_buffer("vectors", torch.from_numpy(prior.vectors.astype(np.float32)))
-
-    def forward(self, z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        hidden = F.dropout(F.relu(self.layer1(self.vectors, self.edges)), self.dropout, self.training)
-        codes = self.layer2(hidden, self.edges).split(self.sizes)
-        quantized, loss, indices = [], 0, []
-        for part, table in zip(z.chunk(2, dim=1), codes):
-            part = part.permute(0, 2, 3, 1).contiguous()
-            flat = part.view(-1, part.shape[-1])
-            distances = (flat**2).sum(1, keepdim=True) + (table**2).sum(1) - 2 * flat @ table.t()
-            chosen = distances.argmin(1)
-            q = table[chosen].view(part.shape)
-            loss = loss + ((q.detach() - part) ** 2).mean() + self.beta * ((q - part.detach()) ** 2).mean()
-            quantized.append((part + (q - part).detach()).permute(0, 3, 1, 2).contiguous())
-            indices.append(chosen)
-        return torch.cat(quantized, dim=1), loss, torch.cat(indices)
+# How the steps are measured.
 
 
-class TwoTables(nn.Module):
-    """Two of taming's quantizers side by side."""
-
-    def __init__(self, quantizers: List[Any]) -> None:
-        super().__init__()
-        self.quantizers = nn.ModuleList(quantizers)
-
-    def forward(self, z: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor, None]:
-        results = [quantizer(part) for quantizer, part in zip(self.quantizers, z.chunk(2, dim=1))]
-        return torch.cat([r[0] for r in results], dim=1), sum(r[1] for r in results), None  # type: ignore[return-value]
-
-
-def contestants(prior: CodebookPrior, e_dim: int) -> Dict[str, nn.Module]:
-    codes, sizes = len(prior.words), np.bincount(prior.part_of_speech, minlength=2).tolist()
-    made: Dict[str, nn.Module] = {"ours": CodebookTransferQuantizer(codes, e_dim, prior=prior)}
+@contextlib.contextmanager
+def precision_of_products(precision: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
     try:
-        from taming.modules.vqvae.quantize import VectorQuantizer2
-    except ImportError:
-        print("taming-transformers is not installed: VectorQuantizer2 is left out", file=sys.stderr)
-    else:
-        made["VectorQuantizer2"] = VectorQuantizer2(codes, e_dim, 0.25)
-        made["two VectorQuantizer2"] = TwoTables([VectorQuantizer2(n, e_dim // 2, 0.25) for n in sizes])
-    try:
-        made["authors' formula"] = AuthorsFormula(prior, e_dim)
-    except ImportError:
-        print("torch_geometric is not installed: the authors' formula is left out", file=sys.stderr)
-    return made
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
-def training_step(model: nn.Module, z: torch.Tensor) -> Callable[[], None]:
-    model.train()
-    parameters, z = list(model.parameters()), z.clone().requires_grad_()
-
-    def step() -> None:
-        for leaf in (*parameters, z):
-            leaf.grad = None
-        quantized, loss, _ = model(z)
-        (quantized.mean() + loss).backward()
-
-    return step
-
-
-def evaluation(model: nn.Module, z: torch.Tensor) -> Callable[[], None]:
-    model.eval()
-
-    @torch.no_grad()
-    def step() -> None:
-        model(z)
-
-    return step
-
-
-def products(prior: CodebookPrior, z: torch.Tensor) -> Callable[[], None]:
-    sizes = np.bincount(prior.part_of_speech, minlength=2).tolist()
-    parts = [part.permute(0, 2, 3, 1).reshape(-1, part.shape[1]) for part in z.chunk(2, dim=1)]
-    tables = [torch.randn(n, part.shape[1], device=z.device).t() for n, part in zip(sizes, parts)]
-
-    @torch.no_grad()
-    def step() -> None:
-        for part, table in zip(parts, tables):
-            part @ table
-
-    return step
-
-
-def seconds_of(step: Callable[[], None], device: torch.device) -> float:
+def seconds_of(step: Step, device: torch.device, repeats: int = 1) -> float:
     _wait(device)
     begin = time.perf_counter()
-    step()
+    for _ in range(repeats):
+        step()
     _wait(device)
-    return time.perf_counter() - begin
+    return (time.perf_counter() - begin) / repeats
 
 
-def peak_megabytes(step: Callable[[], None], device: torch.device) -> Optional[float]:
+def take_turns(
+    steps: Dict[str, Step], device: torch.device, rounds: int, seconds: float, seed: int = 0
+) -> Tuple[Dict[str, Dict[str, Any]], Dict[str, str]]:
+    """The figures of each step, and why some have none: the error of a contestant that is not ours."""
+    repeats, first, failed = {}, {}, {}
+    for name, step in steps.items():
+        try:
+            step()
+            first[name] = seconds_of(step, device)
+        except Exception as error:  # of whatever kind another library raises
+            if name.startswith("ours"):
+                raise
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        repeats[name] = max(1, round(SHORTEST_TURN / max(first[name], 1e-6)))
+    times: Dict[str, List[float]] = {name: [] for name in first}
+    order, begin = random.Random(seed), time.perf_counter()
+    for done in range(rounds):
+        if done >= min(FEWEST_ROUNDS, rounds) and time.perf_counter() - begin > seconds:
+            break
+        for name in order.sample(list(times), len(times)):
+            if first[name] < LONG_STEP:
+                steps[name]()
+            times[name].append(seconds_of(steps[name], device, repeats[name]))
+    return {
+        name: {
+            "milliseconds": 1e3 * statistics.median(taken),
+            "quartiles": [1e3 * float(q) for q in np.percentile(taken, [25, 75])],
+            "rounds": len(taken),
+            "peak_megabytes": None,
+        }
+        for name, taken in times.items()
+    }, failed
+
+
+def peak_megabytes(step: Step, device: torch.device) -> Optional[float]:
     """What a step takes at its peak beyond what was there before it; None where the system does not tell."""
     gc.collect()
     if device.type == "cuda":
@@ -183,6 +165,8 @@ def peak_megabytes(step: Callable[[], None], device: torch.device) -> Optional[f
         step()
         torch.cuda.synchronize()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    if memory_is_kept():
+        return None  # what is freed stays with the process, which then seems to take nothing
     try:
         ctypes.CDLL(None).malloc_trim(0)  # give back what earlier steps have freed, or it would be taken again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -191,6 +175,11 @@ def peak_megabytes(step: Callable[[], None], device: torch.device) -> Optional[f
         return (_status("VmHWM") - before) / 2**10
     except (OSError, AttributeError):
         return None
+
+
+def memory_is_kept() -> bool:
+    """Whether this process was started so that it keeps what is freed."""
+    return os.environ.get("MALLOC_MMAP_MAX_") == "0"
 
 
 def _status(name: str) -> int:
@@ -204,90 +193,187 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def measure(codes: int, options: argparse.Namespace) -> Dict[str, Any]:
+def rate_of_products(device: torch.device, precision: str) -> float:
+    """10^12 operations a second in a product of two large square matrices: what this machine can do at all."""
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    with precision_of_products(precision):
+        torch.mm(a, b, out=out)
+        taken = [seconds_of(lambda: torch.mm(a, b, out=out) is None, device) for _ in range(5)]
+    return 2 * side**3 / min(taken) / 1e12
+
+
+# One cell: a number of codes, a D, a variant.
+
+
+def of_a_map(codes: int, options: argparse.Namespace) -> int:
+    """How many maps: fewer with many codes, or the matrices of the others would not fit and the run not end."""
+    if options.full:
+        return options.maps  # type: ignore[no-any-return]
+    share = 1 if codes < LARGE else 2 if codes < HUGE else 4
+    return max(1, options.maps // share)
+
+
+def variants_of(codes: int, options: argparse.Namespace) -> List[Variant]:
+    if options.device != "cpu":
+        return [Variant(torch.get_num_threads(), precision) for precision in ("fp32", "tf32", "bf16")]
+    threads = options.threads if options.full or codes < HUGE or len(options.codes) == 1 else options.threads[-1:]
+    return [Variant(number, "fp32") for number in threads]
+
+
+def measure(prior: CodebookPrior, dim: int, options: argparse.Namespace, seconds: float) -> List[Dict[str, Any]]:
+    """A cell for each variant; ``seconds`` is what one of them should take."""
     device = torch.device(options.device)
     torch.manual_seed(0)
-    prior = made_up_prior(codes, options.occurrences, options.word_dim)
-    models = {name: model.to(device) for name, model in contestants(prior, options.channels).items()}
-    z = torch.randn(options.maps, options.channels, options.side, options.side, device=device)
-    result: Dict[str, Any] = {"codes": codes, "edges": int(prior.edges.shape[1]), "train": {}, "evaluate": {}}
-    for kind, make in (("train", training_step), ("evaluate", evaluation)):
-        steps = {name: make(model, z) for name, model in models.items()}
-        if kind == "evaluate":
-            frozen = CodebookTransferQuantizer(codes, options.channels, prior=prior).to(device).eval()
-            frozen.freeze_codebook()
-            steps["ours, frozen"] = evaluation(frozen, z)
-            steps["products"] = products(prior, z)
-        times: Dict[str, List[float]] = {name: [] for name in steps}
-        order = random.Random(0)
-        for _ in range(options.rounds):
-            for name in order.sample(list(steps), len(steps)):
-                steps[name]()
-                times[name].append(seconds_of(steps[name], device))
-        for name, step in steps.items():
-            result[kind][name] = {
-                "milliseconds": 1e3 * statistics.median(times[name]),
-                "quartiles": [1e3 * float(q) for q in np.percentile(times[name], [25, 75])],
-                "peak_megabytes": peak_megabytes(step, device),
-            }
-    return result
+    codes, maps, side = len(prior), of_a_map(len(prior), options), options.side
+    vectors = maps * side * side
+    wanted = variants_of(codes, options)
+    torch.set_num_threads(wanted[-1].threads)
+    models = {name: model.to(device) for name, model in contestants(prior, 2 * dim, options.authors).items()}
+    frozen = copy.deepcopy(models["ours"]).eval()
+    frozen.freeze_codebook()
+    models["ours, frozen"] = frozen
+    z = torch.randn(maps, 2 * dim, side, side, device=device)
+    twice = torch.randn(2 * maps, 2 * dim, side, side, device=device)
+    flat = z[:, :dim].permute(0, 2, 3, 1).reshape(-1, dim).contiguous()
+
+    def fits(name: str, skipped: Dict[str, str]) -> bool:
+        needed = gigabytes_needed(name, prior, vectors, dim)
+        if needed > options.gigabytes:
+            skipped[name] = f"left out: it needs about {needed:.0f} GB"
+        return needed <= options.gigabytes
+
+    cells = []
+    for variant in wanted:
+        torch.set_num_threads(variant.threads)
+        cell: Dict[str, Any] = {"codes": codes, "dim": dim, "vectors": vectors, "maps": maps, **variant._asdict()}
+        cell.update(kinds={}, skipped={}, differs={})
+        its_z = z.bfloat16() if variant.precision == "bf16" else z
+        last = variant == wanted[-1]
+
+        def run(kind: str, steps: Dict[str, Step], with_peaks: bool, cell: Dict[str, Any] = cell) -> None:
+            skipped: Dict[str, str] = {}
+            steps = {name: step for name, step in steps.items() if fits(name, skipped)}
+            figures, failed = take_turns(steps, device, options.rounds, seconds / len(TITLES))
+            for name in figures if with_peaks else ():
+                figures[name]["peak_megabytes"] = peak_megabytes(steps[name], device)
+            cell["kinds"][kind] = figures
+            cell["skipped"][kind] = {**skipped, **failed}
+
+        with precision_of_products(variant.precision):
+            train = {n: training_step(m, its_z, variant.precision) for n, m in models.items() if n != "ours, frozen"}
+            run("train", train, last)
+            cell["transfer"] = transfer_share(
+                models["ours"], its_z, twice.to(its_z.dtype), variant, options.rounds, seconds / len(TITLES)
+            )
+            evaluate = {n: evaluation(m, its_z, variant.precision) for n, m in models.items()}
+            evaluate["products"] = products(prior, its_z, variant.precision)
+            run("evaluate", evaluate, last)
+            run("entry", entries(models, prior, z), last)
+        if variant.precision == "fp32":  # a lookup is in float32, whatever the rest
+            with precision_of_products("fp32"), torch.no_grad():
+                for state in ("fresh", "trained", "collapsed"):
+                    table = codebook(state, models["ours"], flat)
+                    steps = lookups(flat, table)
+                    run(f"lookup, {state}", steps, last or device.type == "cuda")
+                    if fits("addmm + argmin", {}):
+                        theirs = steps["addmm + argmin"]()
+                        cell["differs"][state] = float((steps["ours"]()[:, 0] != theirs).float().mean())
+            operations = 2 * vectors * codes * dim
+            taken = cell["kinds"]["lookup, trained"]["ours"]["milliseconds"]
+            cell["tera_a_second"] = operations / taken / 1e9
+        cells.append(cell)
+    return cells
 
 
-def lookup_memory(codes: int, maps: int, side: int, channels: int, device: torch.device) -> Optional[float]:
-    """The peak of one lookup in megabytes, its result included."""
-    torch.manual_seed(0)
-    z = torch.randn(maps * side * side, channels, device=device)
-    table = torch.randn(codes, channels, device=device)
-    nearest(z[:64], table)
-    with torch.no_grad():
-        return peak_megabytes(lambda: nearest(z, table) is None, device)
+def transfer_share(
+    model: nn.Module, z: torch.Tensor, twice: torch.Tensor, variant: Variant, rounds: int, seconds: float
+) -> Dict[str, Any]:
+    """The transfer's milliseconds, and those of a training step at two sizes of the batch."""
+    steps = {
+        "transfer": transfer_step(model),
+        "step": training_step(model, z, variant.precision),
+        "step of twice the batch": training_step(model, twice, variant.precision),
+    }
+    figures, _ = take_turns({f"ours: {name}": step for name, step in steps.items()}, z.device, rounds, seconds)
+    return {name: figures[f"ours: {name}"]["milliseconds"] for name in steps}
 
 
-def report(results: Dict[str, Any]) -> str:
-    lines = []
-    for result in results["sizes"]:
-        lines += [f"{result['codes']:,} codes, {result['edges']:,} different edges", ""]
-        lines += ["| | ms | ours takes | peak MB |", "|---|---|---|---|"]
-        for kind, word in (("train", "training step"), ("evaluate", "evaluation")):
-            ours = result[kind]["ours"]["milliseconds"]
-            for name, figures in result[kind].items():
-                low, high = figures["quartiles"]
-                peak = figures["peak_megabytes"]
-                lines.append(
-                    f"| {word}, {name} | {figures['milliseconds']:.1f} ({low:.1f} to {high:.1f}) "
-                    f"| {ours / figures['milliseconds']:.2f} of it | {'' if peak is None else format(peak, '.0f')} |"
-                )
-        lines.append("")
-    memory = results["lookup"]
-    if memory["megabytes"] is not None:
-        lines += [
-            f"One lookup of {memory['vectors']:,} vectors of {memory['channels']} in {memory['codes']:,} codes takes "
-            f"{memory['megabytes']:.0f} MB at its peak; the whole matrix of distances would take "
-            f"{memory['vectors'] * memory['codes'] * 4 / 2**20:,.0f} MB.",
-            "",
-        ]
-    if results["targets"]:
-        lines += ["| target | at most | measured | |", "|---|---|---|---|"]
-        for t in results["targets"]:
-            reached = "reached" if t["measured"] <= t["at_most"] else "not reached"
-            lines.append(f"| {t['what']} | {t['at_most']:.2f} | {t['measured']:.2f} | {reached} |")
-    return "\n".join(lines)
+def of_the_prior(codes: int, options: argparse.Namespace) -> Tuple[CodebookPrior, Dict[str, Any]]:
+    """A prior, and the seconds in which it is made, saved, loaded, and made a quantizer of; the size of its state."""
+    seconds: Dict[str, float] = {}
+
+    def timed(name: str, make: Callable[[], Any]) -> Any:
+        begin = time.perf_counter()
+        made = make()
+        seconds[name] = time.perf_counter() - begin
+        return made
+
+    prior = timed("prior made", lambda: made_up_prior(codes, options.occurrences, options.word_dim))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "prior.safetensors"
+        timed("prior saved", lambda: prior.save(file))
+        timed("prior loaded", lambda: CodebookPrior.load(file))
+    quantizer = timed("quantizer made", lambda: CodebookTransferQuantizer(codes, 2 * max(options.dims), prior=prior))
+    counter = _Counter()
+    torch.save(quantizer.state_dict(), counter)
+    return prior, {
+        "codes": codes,
+        "edges": int(prior.edges.shape[1]),
+        "seconds": seconds,
+        "state_megabytes": counter.bytes / 2**20,
+        "state_over_vectors": counter.bytes / (codes * options.word_dim * 2),
+    }
 
 
-def targets_of(results: Dict[str, Any]) -> List[Dict[str, Any]]:
-    """What is to be reached, at the paper's number of codes on a CPU."""
-    found = []
-    for result in results["sizes"]:
-        if result["codes"] != ADJECTIVES + NOUNS or results["device"] != "cpu":
-            continue
-        for kind, ours, other, at_most in TARGETS:
-            if other in result[kind]:
-                measured = result[kind][ours]["milliseconds"] / result[kind][other]["milliseconds"]
-                found.append({"what": f"{kind}: {ours} / {other}", "at_most": at_most, "measured": measured})
-    megabytes = results["lookup"]["megabytes"]
-    if found and megabytes is not None:
-        found.append({"what": "lookup: MB", "at_most": float(LOOKUP_MEGABYTES), "measured": megabytes})
-    return found
+class _Counter:
+    """A file that keeps nothing but its length."""
+
+    bytes = 0
+
+    def write(self, data: Any) -> int:
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def of_the_vqgan(options: argparse.Namespace) -> List[Dict[str, Any]]:
+    """Steps of taming's f16 encoder and decoder around a quantizer: forward and backward of the pixels' error and the
+    quantizer's loss; no discriminator, no LPIPS, no optimizer, all of which only make ours a smaller share."""
+    from taming.modules.diffusionmodules.model import Decoder, Encoder
+
+    device, side, channels = torch.device(options.device), options.vqgan_side, 256
+    small = side < 256
+    config = {
+        "double_z": False, "z_channels": channels, "resolution": side, "in_channels": 3, "out_ch": 3,
+        "ch": 32 if small else 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 1 if small else 2,
+        "attn_resolutions": [] if small else [16], "dropout": 0.0,
+    }  # fmt: skip
+    rows = []
+    for codes in [c for c in options.codes if c < HUGE]:
+        torch.manual_seed(0)
+        prior = made_up_prior(codes, options.occurrences, options.word_dim)
+        quantizers = contestants(prior, channels)
+        around = nn.ModuleList([Encoder(**config), Decoder(**config)]).to(device).train()
+        x = torch.rand(options.vqgan_images, 3, side, side, device=device) * 2 - 1
+        z = torch.randn(options.vqgan_images, channels, side // 16, side // 16, device=device)
+        for precision in ("fp32",) if device.type == "cpu" else ("fp32", "tf32", "bf16"):
+            its_z = z.bfloat16() if precision == "bf16" else z
+            steps = {}
+            for name in ("ours", "two VectorQuantizer2"):
+                if name in quantizers:
+                    quantizer = quantizers[name].to(device)
+                    steps[name] = training_step(quantizer, its_z, precision)
+                    steps[f"{name}, whole step"] = whole_step(around, quantizer, x, precision)
+            with precision_of_products(precision):
+                figures, _ = take_turns(steps, device, options.rounds, 30.0)
+            taken = {name: figure["milliseconds"] for name, figure in figures.items()}
+            rows.append({"codes": codes, "precision": precision, "images": len(x), "side": side, **taken})
+    return rows
 
 
 def processor() -> str:
@@ -297,44 +383,74 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
+def parsed(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--codes", type=int, nargs="+", default=[1024, ADJECTIVES + NOUNS, 16384])
+    cores = os.cpu_count() or 1
+    parser.add_argument("--codes", type=int, nargs="+", default=None)
+    parser.add_argument("--dims", type=int, nargs="+", default=None, help="D, the channels of one part (8 32 256)")
+    parser.add_argument("--threads", type=int, nargs="+", default=None, help="on a CPU (1 2)")
+    parser.add_argument("--rounds", type=int, default=None, help="at most so many (9)")
+    parser.add_argument("--minutes", type=float, default=20.0, help="about how long the whole may take (20)")
+    parser.add_argument("--quick", action="store_true", help="1,024 and 6,207 codes, D 32, three rounds")
+    parser.add_argument("--full", action="store_true", help="no fewer maps or threads with many codes: hours")
+    parser.add_argument("--authors", action="store_true", help="the authors' formula too")
     parser.add_argument("--occurrences", type=int, default=660_000, help="adjective-noun pairs, repeats included")
     parser.add_argument("--word-dim", type=int, default=512)
-    parser.add_argument("--maps", type=int, default=8)
+    parser.add_argument("--maps", type=int, default=None, help="images in a batch (8; on a GPU 32)")
     parser.add_argument("--side", type=int, default=16, help="positions along each side of a map")
-    parser.add_argument("--channels", type=int, default=512, help="of a map, both parts together")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--gigabytes", type=float, default=8.0, help="what needs more is left out (8)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--vqgan", action="store_true", help="the share of a whole VQGAN step on a CPU too")
+    parser.add_argument("--vqgan-images", type=int, default=4)
+    parser.add_argument("--vqgan-side", type=int, default=256, help="of the images; below 256 the model is a small one")
+    parser.add_argument("--keep-memory", action="store_true", help="start again with MALLOC_* set so that memory stays")
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
+    sizes = [1024, ADJECTIVES + NOUNS] if options.quick else [1024, ADJECTIVES + NOUNS, 16384, 65536, 262144]
+    options.codes = sorted(options.codes or sizes)
+    options.dims = sorted(options.dims or ([32] if options.quick else [8, 32, 256]))
+    options.threads = sorted(set(options.threads or ([min(2, cores)] if options.quick else [1, min(2, cores)])))
+    options.rounds = options.rounds or (3 if options.quick else 9)
+    options.maps = options.maps or (8 if options.device == "cpu" else 32)
+    return options
+
+
+def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
+    options = parsed(arguments)
+    if options.keep_memory and not memory_is_kept():
+        words = sys.argv[1:] if arguments is None else arguments
+        command = [sys.executable, str(Path(__file__).resolve()), *words]
+        os.execve(sys.executable, command, {**os.environ, **KEEP_MEMORY})
+    device, begin = torch.device(options.device), time.perf_counter()
+    number = len(options.dims) * sum(len(variants_of(codes, options)) for codes in options.codes)
+    seconds = 60 * options.minutes / number
     results: Dict[str, Any] = {
         "device": device.type,
         "machine": torch.cuda.get_device_name() if device.type == "cuda" else processor(),
-        "threads": options.threads,
         "torch": torch.__version__,
-        "maps": [options.maps, options.channels, options.side, options.side],
-        "occurrences": options.occurrences,
-        "rounds": options.rounds,
-        "sizes": [],
+        "memory_kept": memory_is_kept(),
+        "options": {name: str(v) if isinstance(v, Path) else v for name, v in sorted(vars(options).items())},
+        "tera_a_second": {},
+        "priors": [],
+        "cells": [],
     }
-    largest, maps, side = max(options.codes), 2 * options.maps, 2 * options.side
-    half = options.channels // 2
-    results["lookup"] = {
-        "codes": largest,
-        "vectors": maps * side * side,
-        "channels": half,
-        "megabytes": lookup_memory(largest, maps, side, half, device),
-    }
+    for variant in variants_of(0, options):
+        torch.set_num_threads(variant.threads)
+        how = how_of(device.type, variant.threads, variant.precision)
+        results["tera_a_second"][how] = rate_of_products(device, variant.precision)
     for codes in options.codes:
-        print(f"{codes:,} codes ...", file=sys.stderr, flush=True)
-        results["sizes"].append(measure(codes, options))
+        prior, row = of_the_prior(codes, options)
+        results["priors"].append(row)
+        for dim in options.dims:
+            print(f"{codes:,} codes, D {dim} ({time.perf_counter() - begin:.0f} s) ...", file=sys.stderr, flush=True)
+            results["cells"] += measure(prior, dim, options, seconds)
+        del prior
+        gc.collect()
+    results["vqgan"] = of_the_vqgan(options) if options.vqgan or device.type == "cuda" else []
     results["targets"] = targets_of(results)
-    print(f"{results['machine']}, {options.threads} threads, torch {torch.__version__}\n\n{report(results)}")
+    results["seconds"] = time.perf_counter() - begin
+    kept = "memory kept by the process (--keep-memory)" if results["memory_kept"] else "the system's allocator"
+    print(f"{results['machine']}, torch {torch.__version__}, {kept}, {results['seconds']:.0f} s\n\n{report(results)}")
     if options.output is not None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,205 @@
+"""What a GPU's user turns on, as far as a machine without one can tell. tests/gpu has the same on a real one.
+
+Each test says what it does not cover. The checks themselves are in device_checks and emulated_device.
+"""
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests import device_checks as checks
+from tests.conftest import ROOT
+
+torch2 = pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch.compile needs torch 2")
+#: without code generation; it cuts the graph in a forward and a backward part as inductor does, and so recomputes
+PARTITIONED = "aot_eager_decomp_partition"
+CPU = torch.device("cpu")
+
+EMULATED = (
+    "a_training_step_is_the_cpus",
+    "frozen_evaluation_is_the_cpus",
+    "nothing_is_in_float64",
+    "a_lookup_does_not_wait",
+    "a_training_step_does_not_wait",
+    "entries_do_not_wait",
+    "equal_codes_come_lowest_first",
+    "far_from_the_origin",
+    "a_diverged_encoder_is_told_of",
+    "changed_weights_behind_a_frozen_codebook_are_told_of",
+)
+
+
+@pytest.fixture(scope="session")
+def emulated():
+    """What each check on the emulated device came to: nothing, or a traceback."""
+    backend_registration = pytest.importorskip("torch.utils.backend_registration")
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("a device in Python needs torch 2.9")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "tests.emulated_device"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("check", EMULATED)
+def test_on_an_emulated_accelerator(emulated, check):
+    """The way that is taken off the CPU, without float64 as on MPS, and without a value read on the host.
+
+    Does not cover: kernels, streams, events and CUDA graphs, the lists of autocast (see emulated_device).
+    """
+    assert set(emulated) == set(EMULATED)
+    assert not emulated[check], emulated[check]
+
+
+def test_the_emulated_device_forbids_what_it_says(emulated):
+    """The emulation itself: what it lets pass would be worth nothing if it let all pass."""
+    code = """
+import torch
+from tests.emulated_device import Emulated, set_up, without
+device = set_up()
+with Emulated():
+    x = torch.ones(3).to(device)
+    tries = [lambda: x.double(), lambda: float(x.sum()), lambda: x.nonzero(), lambda: x.cpu(), lambda: bool(x[0] > 0)]
+    for what, attempts in (("float64", tries[:1]), ("waiting", tries[1:])):
+        for attempt in attempts:
+            attempt()
+            with without(what):
+                try:
+                    attempt()
+                except (TypeError, RuntimeError) as error:
+                    print("refused")
+    with without("float64", "waiting"):
+        (x + torch.ones(3, device=device)).to("cpu", non_blocking=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["refused"] * 5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_on_the_meta_device(training):
+    """Where there are shapes and no values: what ``torch.device("meta")`` and deferred initialisation use.
+
+    Does not cover any value.
+    """
+    quantizer, (b, c, h, w) = checks.small(CPU)
+    quantizer = quantizer.to("meta").train(training)
+    z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w, device="meta"))
+    assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
+    assert {z_q.device.type, loss.device.type, indices.device.type} == {"meta"}
+    assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
+
+
+@torch2
+@pytest.mark.parametrize("training", [True, False])
+def test_shapes_under_fake_tensors(training):
+    """What torch.export and the compilers trace with.
+
+    Does not cover any value, nor a fake tensor of a GPU, to which torch moves no module.
+    """
+    from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+    quantizer, (b, c, h, w) = checks.small(CPU)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):
+        quantizer = copy.deepcopy(quantizer).train(training)
+    with mode:
+        z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w))
+        assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
+        assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
+
+
+@torch2
+def test_compiled_gradients_are_eagers_where_the_partitioner_recomputes():
+    """Does not cover inductor's own code, for a CPU or a GPU."""
+    checks.compiled_gradients_are_eagers(CPU, checks.small, PARTITIONED)
+
+
+@torch2
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
+def test_compiled_gradients_are_eagers_by_inductor():
+    """Does not cover Triton's code for a GPU."""
+    checks.compiled_gradients_are_eagers(CPU, checks.small, "inductor")
+
+
+@torch2
+def test_entries_and_frozen_evaluation_compile_in_one_piece():
+    """Does not cover inductor, whose code is generated after the graph is in one piece."""
+    checks.entries_compile_in_one_piece(CPU, checks.small, PARTITIONED)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim.swa_utils, "get_ema_avg_fn"), reason="get_ema_avg_fn came with torch 2.0")
+def test_averaging_buffers_keeps_the_graph():
+    """Does not cover averages held on another device."""
+    checks.averaging_keeps_the_graph(CPU, checks.small)
+
+
+def test_lightnings_average_keeps_the_graph(tmp_path):
+    """Lightning's callback, which also swaps buffers for validation and writes them to checkpoints.
+
+    Does not cover a GPU's Trainer; tests/gpu has it.
+    """
+    weights = pytest.importorskip("tests.lightning_average", reason="Lightning 2.6 is not installed")
+    weights.lightnings_average_keeps_the_graph(CPU, checks.small, tmp_path)
+
+
+@torch2
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_changes_nothing(use_reentrant):
+    """Does not cover the random state of a device, which the mask must not depend on."""
+    checks.checkpointing_changes_nothing(CPU, checks.small, use_reentrant)
+
+
+@torch2
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_two_checkpointed_forwards_are_right_or_refused(use_reentrant):
+    """Does not cover backward passes in several threads, one for each device."""
+    checks.two_checkpointed_forwards_are_right_or_refused(CPU, checks.small, use_reentrant)
+
+
+@checks.needs_the_new_switch
+@pytest.mark.parametrize("mix", checks.TF32_MIXES)
+def test_every_way_to_ask_for_tf32_is_served(mix):
+    """That no switch raises, in any mix, and each stays as it was.
+
+    Does not cover TF32 itself, which a CPU does not have: its rounding, and whether it is off where it has to be.
+    """
+    in_a_process_of_its_own("tf32_changes_no_choice", "cpu", "small", mix)
+
+
+def in_a_process_of_its_own(check, device, make, *more):
+    """Run a check of device_checks in a process of its own, for what a process cannot take back."""
+    code = (
+        "import sys, torch; from tests import device_checks as c; torch.manual_seed(0); "
+        "getattr(c, sys.argv[1])(torch.device(sys.argv[2]), getattr(c, sys.argv[3]), *sys.argv[4:])"
+    )
+    command = [sys.executable, "-c", code, check, device, make, *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_lookup_is_right_far_from_the_origin(times):
+    """The CPU's way; the other is in the emulated device's ``far_from_the_origin``. Does not cover a GPU's products."""
+    checks.lookup_is_right_far_from_the_origin(CPU, times, number=512, codes=256)
+
+
+@pytest.mark.skipif(
+    not hasattr(getattr(torch, "amp", None), "GradScaler"), reason="torch.amp.GradScaler needs torch 2.3"
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_trains_under_autocast(dtype):
+    """Does not cover a GPU's half precision, whose products overflow where a CPU's may not."""
+    checks.trains_under_autocast(CPU, checks.small, dtype)
+
+
+def test_two_runs_are_one():
+    """Does not cover a GPU's atomic additions, which are what makes runs differ."""
+    checks.two_runs_are_one(CPU, checks.small)
