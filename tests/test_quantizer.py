@@ -305,6 +305,24 @@ def test_a_frozen_codebook_gives_the_same_and_is_never_stale():
         quantizer.train()(z)
 
 
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_frozen_codebook_that_is_cast_stays_as_it_was(cast):
+    quantizer = make("two").eval().freeze_codebook()
+    codes = quantizer.embedding.weight.clone()
+    getattr(quantizer, cast)()
+    assert torch.equal(quantizer.embedding.weight, codes)
+    quantizer.transfer.layer2.bias.data.add_(1)
+    with pytest.raises(RuntimeError, match="have changed"):
+        quantizer.embedding
+
+
+def test_a_codebook_that_was_stale_before_it_was_cast_is_still_refused():
+    quantizer = make("two").eval().freeze_codebook()
+    quantizer.transfer.layer2.bias.data.add_(1)
+    with pytest.raises(RuntimeError, match="have changed"):
+        quantizer.half().embedding
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_input_is_quantized_as_the_float32_it_stands_for(dtype):
     quantizer = make("two", topk=2, dropout=0)

@@ -35,8 +35,10 @@ class DeferredErrors:
         if condition.device.type == "cuda":
             answer = torch.empty((), dtype=torch.bool, pin_memory=True)
             answer.copy_(condition, non_blocking=True)
+        elif _event_class(condition.device) is not None:
+            answer = condition.detach().to("cpu", non_blocking=True)
         else:
-            answer = condition.detach().clone()  # read once the device has come this far
+            answer = condition.detach().clone()
         self._pending.append(_Pending(_recorded_event(condition.device), answer, message, error))
 
     def _raise_due(self) -> None:
@@ -62,12 +64,16 @@ def _capturing(device: torch.device) -> bool:
 
 def _recorded_event(device: torch.device) -> Optional[Any]:
     """An event that has happened when the device has done all that it was given so far; None where there is none."""
-    module = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, torch.npu, torch.mps
-    if device.type == "mps":
-        module = getattr(module, "event", None)
-    make = getattr(module, "Event", None)
+    make = _event_class(device)
     if make is None:
         return None
     event = make()
     event.record()
     return event
+
+
+def _event_class(device: torch.device) -> Optional[Any]:
+    module = getattr(torch, device.type, None)  # torch.cuda, torch.xpu, torch.npu, torch.mps
+    if device.type == "mps":
+        module = getattr(module, "event", None)
+    return getattr(module, "Event", None)

@@ -25,8 +25,9 @@ from vqct_plugin._torch import (
     without_autocast,
 )
 from vqct_plugin.dropout import moved_like
+from vqct_plugin.frozen import FrozenCodebook
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.slices import slices_of, token_bounds
+from vqct_plugin.slices import check_flag, slices_of, token_bounds
 from vqct_plugin.state import QuantizerState, prior_in, settings_in
 from vqct_plugin.transfer import TransferLike, build_transfer
 
@@ -69,9 +70,9 @@ class TransferredCodebook(nn.Module):
         channels_last: bool = False,
     ) -> None:
         super().__init__()
-        flags = (("sane_index_shape", sane_index_shape), ("l2_normalize", l2_normalize), ("channels_last", channels_last))
-        for name, flag in flags:
-            check_flag(name, flag)
+        check_flag("sane_index_shape", sane_index_shape)
+        check_flag("l2_normalize", l2_normalize)
+        check_flag("channels_last", channels_last)
         joint = parts_of_speech == "joint"
         if isinstance(parts_of_speech, str) and not joint:
             parts_of_speech = (parts_of_speech,)
@@ -95,7 +96,7 @@ class TransferredCodebook(nn.Module):
         self.channels_last = channels_last
         # Constants are plain tensors, neither parameters nor buffers: see vqct_plugin.transfer.
         self.part_of_speech = torch.tensor(self.prior.part_of_speech.astype(np.int64))
-        self._bounds = token_bounds(self.slices)
+        self.token_bounds = token_bounds(self.slices)
         self._state = QuantizerState(
             self.prior,
             {
@@ -111,7 +112,7 @@ class TransferredCodebook(nn.Module):
                 "sane_index_shape": sane_index_shape,
             },
         )
-        self._frozen: Optional[_FrozenCodebook] = None
+        self._frozen: Optional[FrozenCodebook] = None
         self._errors = DeferredErrors()
 
     @classmethod
@@ -243,7 +244,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         with torch.no_grad():
             codes = self._codes_in_use(dropout=False).clone()
-            self._frozen = _FrozenCodebook(codes, [p.detach().clone() for p in self.transfer.parameters()])
+            self._frozen = FrozenCodebook(codes, [p.detach().clone() for p in self.transfer.parameters()])
         return self
 
     def unfreeze_codebook(self: Self) -> Self:
@@ -259,7 +260,7 @@ class TransferredCodebook(nn.Module):
             codes: Tensor = self.transfer(self.training if dropout is None else dropout, fingerprint)
             return F.normalize(codes, dim=1) if self.l2_normalize else codes
 
-    def _still_frozen(self, frozen: "_FrozenCodebook") -> Tensor:
+    def _still_frozen(self, frozen: FrozenCodebook) -> Tensor:
         if self.training:
             raise RuntimeError("the codebook is frozen for inference; call unfreeze_codebook() before training")
         if tracing():
@@ -305,19 +306,18 @@ class TransferredCodebook(nn.Module):
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
         if compiling() or tracing() or transformed() or is_fake(at) or at.numel() == 0:
             return at
-        first, last = self._bounds.to(at.device).unbind(0)
+        first, last = self.token_bounds.to(at.device).unbind(0)
         if not on_the_host(at):
             self._errors.unless(((at >= first) & (at < last)).all(), "an index names no code that its token can take")
             return torch.min(torch.max(at, first), last - 1)  # so that a kernel does not stumble before we can say it
         low, high = int(at.min()), int(at.max())
         if low < 0 or high >= self.n_e:
             raise ValueError(f"indices run from {low} to {high}; expected 0 to {self.n_e - 1}")
-        wrong = ((at < first) | (at >= last)).any(0)
-        if bool(wrong.any()):
-            token = int(wrong.long().argmax())
-            bad = at[:, token][(at[:, token] < first[token]) | (at[:, token] >= last[token])][0]
+        wrong = torch.nonzero((at < first) | (at >= last))
+        if len(wrong):
+            token, bad = int(wrong[0, 1]), int(at[wrong[0, 0], wrong[0, 1]])
             raise ValueError(
-                f"token {token + 1} of {len(first)} of a position is code {int(bad)} ({self.words[int(bad)]!r}); "
+                f"token {token + 1} of {len(first)} of a position is code {bad} ({self.words[bad]!r}); "
                 f"expected one of {int(first[token])} to {int(last[token]) - 1}. An image's indices are all first "
                 "tokens of its positions, then all second ones"
             )
@@ -355,10 +355,10 @@ class TransferredCodebook(nn.Module):
         current = frozen is not None and bool(frozen.unchanged(list(self.transfer.parameters())))
         super()._apply(fn, *args, **kwargs)
         self.part_of_speech = moved_like(fn, self.part_of_speech)
-        self._bounds = moved_like(fn, self._bounds)
+        self.token_bounds = moved_like(fn, self.token_bounds)
         if frozen is not None:
             weights = list(self.transfer.parameters()) if current else frozen.weights
-            self._frozen = _FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
+            self._frozen = FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -386,28 +386,11 @@ class TransferredCodebook(nn.Module):
         )
 
 
-class _FrozenCodebook(NamedTuple):
-    codes: Tensor
-    weights: List[Tensor]  # the parameters it was computed from
-
-    def unchanged(self, now: Sequence[Tensor]) -> Tensor:
-        """0-d bool: whether the parameters are what they were."""
-        same = [n.dtype == then.dtype and (n.detach() == then.to(n.device)).all() for n, then in zip(now, self.weights)]
-        if not same or any(s is False for s in same):
-            return torch.tensor(not same, device=self.codes.device)
-        return torch.stack(same).all()  # type: ignore[arg-type]
-
-
 def mean_of(codes: Tensor, indices: Tensor) -> Tensor:
     """(N, D): the mean of the codes at indices (N, k)."""
     if indices.shape[1] == 1:
         return F.embedding(indices.squeeze(1), codes)
     return F.embedding(indices, codes).mean(dim=1)
-
-
-def check_flag(name: str, flag: Any) -> None:
-    if not isinstance(flag, bool):  # the text "False" would be true
-        raise ValueError(f"{name} is {flag!r}; expected true or false")
 
 
 def _name_of(transfer: nn.Module) -> str:

@@ -84,6 +84,16 @@ class SharedDropout(nn.Module):
         self.seed, self.draws = moved_like(fn, self.seed), moved_like(fn, self.draws)
         return self
 
+    # Numbers, not tensors: processes that a launcher spawns would share a pickled tensor's memory, and count together.
+    def __getstate__(self) -> Any:
+        return {**self.__dict__, "seed": int(self.seed), "draws": int(self.draws), "_device": self.draws.device}
+
+    def __setstate__(self, state: Any) -> None:
+        state = dict(state)
+        device = state.pop("_device")
+        state.update({name: torch.tensor(state[name], device=device) for name in ("seed", "draws")})
+        super().__setstate__(state)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}seed"], destination[f"{prefix}draws"] = self.seed, self.draws

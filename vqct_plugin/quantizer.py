@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, without_autocast
-from vqct_plugin.codebook import PriorLike, Table, TransferredCodebook, check_flag, mean_of
+from vqct_plugin.codebook import PriorLike, Table, TransferredCodebook, mean_of
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
-from vqct_plugin.slices import Slice
+from vqct_plugin.slices import Slice, check_flag
 from vqct_plugin.transfer import TransferLike
 
 __all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]

@@ -1,6 +1,6 @@
 """Which codes each slice of the channels may take, and each token of a position."""
 
-from typing import List, Mapping, NamedTuple, Sequence, Union
+from typing import Any, List, Mapping, NamedTuple, Sequence, Union
 
 import torch
 from torch import Tensor
@@ -45,3 +45,9 @@ def slices_of(prior: CodebookPrior, joint: bool, topk: Union[int, Mapping[str, i
         slices.append(Slice(name, first, first + size, number))
         first += size
     return slices
+
+
+def check_flag(name: str, flag: Any) -> None:
+    """Refuse what is neither true nor false."""
+    if not isinstance(flag, bool):  # the text "False" would be true
+        raise ValueError(f"{name} is {flag!r}; expected true or false")
