@@ -52,6 +52,7 @@ def test_every_call_of_vqct_train_is_understood(monkeypatch):
     pytest.importorskip("omegaconf")
     pytest.importorskip("taming")
     from vqct_plugin.commands.train import main
+    from vqct_plugin.runs.config import load_config
     from vqct_plugin.training import launcher
 
     calls = []
@@ -63,7 +64,7 @@ def test_every_call_of_vqct_train_is_understood(monkeypatch):
         assert base or keywords["resume"]
         assert set(keywords["trainer"]) <= set(launcher.TRAINER_ARGUMENTS)
         if base and (ROOT / base[0]).exists():
-            launcher.load([ROOT / base[0]], overrides)
+            load_config([ROOT / base[0]], overrides)
     assert any((ROOT / base[0]).exists() for (base, _), _ in calls if base)
 
 

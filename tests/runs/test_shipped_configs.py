@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from tests.conftest import ROOT, make_prior
-from vqct_plugin.runs.build import build_model, run
+from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.config import ConfigError, load_config
+from vqct_plugin.training.launcher import run
 
 CONFIGS = ROOT / "configs_taming"
 FIRST = sorted(file.name for file in CONFIGS.glob("*_vqct.yaml"))

@@ -18,7 +18,7 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("taming")
 
 from vqct_plugin.runs.config import ConfigError, DataError
-from vqct_plugin.training.launcher import _trainer_options, run
+from vqct_plugin.training.launcher import _merge_trainer_options, run
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_logging_changes_nothing_of_training(here, monkeypatch):
 
 def test_gpus_are_taken_as_taming_takes_them():
     def devices(of_yaml, given, gpus=None):
-        options = _trainer_options(of_yaml, given, gpus)
+        options = _merge_trainer_options(of_yaml, given, gpus)
         return options.get("accelerator"), options["devices"]
 
     assert devices({}, {}) == (None, 1)
@@ -191,7 +191,7 @@ def test_gpus_are_taken_as_taming_takes_them():
     assert devices({"gpus": "-1"}, {}) == ("gpu", -1)
     assert devices({"accelerator": "gpu", "devices": [0, 1]}, {}, "2,3") == ("gpu", [2, 3])
     assert devices({"gpus": "0,1"}, {"accelerator": "cpu", "devices": 2}) == ("cpu", 2)
-    assert _trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
+    assert _merge_trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
     with pytest.raises(ConfigError, match="gpus and devices say the same; give one of them"):
         devices({}, {"devices": 2}, "0,")
 
@@ -252,7 +252,7 @@ def test_lpips_without_internet_says_what_to_do(here, monkeypatch):
 def test_resuming_what_is_not_there_is_refused(here):
     with pytest.raises(ConfigError, match="there is nothing to resume at nowhere"):
         run(resume="nowhere")
-    with pytest.raises(ConfigError, match="there is no config; give one with -b/--base"):
+    with pytest.raises(ConfigError, match="there is no config; give one as base"):
         run()
     (here / "logs" / "old" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match="it stopped before its first checkpoint"):
