@@ -22,7 +22,6 @@ from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
 
 EDGE_WEIGHTS = ("count", "binary", "log")
-_COLUMNS = 64  # of the word vectors, propagated at a time in float64
 
 
 class Transfer(nn.Module):
@@ -81,10 +80,11 @@ class GraphTransfer(Transfer):
         if edge_weight not in EDGE_WEIGHTS:
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")
         neighbours, offsets, weights = _normalized_adjacency(prior, edge_weight)
-        self.hold("propagated", _propagated_vectors(prior.vectors, neighbours, offsets, weights))  # A~ X
+        vectors = torch.tensor(prior.vectors.astype(np.float32))
+        self.hold("propagated", _propagate_rows(vectors, neighbours, offsets, weights))  # A~ X
         self.hold("neighbours", neighbours)
         self.hold("offsets", offsets)
-        self.hold("weights", weights.float())
+        self.hold("weights", weights)
         self.layer1 = nn.Linear(prior.vectors.shape[1], code_dim)
         self.layer2 = nn.Linear(code_dim, code_dim)
         for layer in (self.layer1, self.layer2):  # as GCNConv begins
@@ -267,17 +267,8 @@ def _propagate_rows(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Ten
     )
 
 
-def _propagated_vectors(vectors: np.ndarray, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """A~ X (n, d) float32, summed in float64, some columns at a time."""
-    result = torch.empty(*vectors.shape)
-    for first in range(0, vectors.shape[1], _COLUMNS):
-        columns = torch.tensor(vectors[:, first : first + _COLUMNS].astype(np.float64))
-        result[:, first : first + _COLUMNS] = _propagate_rows(columns, neighbours, offsets, weights)
-    return result
-
-
 def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tensor, Tensor, Tensor]:
-    """A~ as compressed rows: neighbours (nnz,) and offsets (n + 1,) int32, weights (nnz,) float64."""
+    """A~ as compressed rows: neighbours (nnz,) and offsets (n + 1,) int32, weights (nnz,) float32."""
     n = len(prior)
     count = prior.edge_count.astype(np.float64)
     weight = {"count": count, "binary": np.ones_like(count), "log": 1 + np.log(count)}[edge_weight]
@@ -290,7 +281,7 @@ def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tenso
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
     index = np.int32 if hasattr(torch, "compile") else np.int64  # 32 bits are served since torch 1.8
     neighbours, ends = column[order].astype(index), offsets.astype(index)
-    return torch.tensor(neighbours), torch.tensor(ends), torch.tensor(value[order])
+    return torch.tensor(neighbours), torch.tensor(ends), torch.tensor(value[order].astype(np.float32))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
