@@ -169,7 +169,7 @@ TF32_MIXES = {
     "all of them": ("old, cuda", "new, all", "new, mkldnn"),
 }
 needs_the_new_switch = pytest.mark.skipif(
-    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="this torch has the old TF32 switch only"
+    not hasattr(torch._C, "_get_fp32_precision_getter"), reason="this torch has the old TF32 switch only"
 )
 
 

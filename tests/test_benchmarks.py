@@ -27,6 +27,9 @@ contestants = importlib.import_module("quantizer_contestants")
 tables = importlib.import_module("quantizer_tables")
 
 
+pytestmark = pytest.mark.skipif(not hasattr(torch, "compile"), reason="benchmarks are run on torch 2")
+
+
 @pytest.fixture
 def prior():
     return benchmark.made_up_prior(60, 400, 8)

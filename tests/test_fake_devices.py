@@ -83,6 +83,7 @@ with Emulated():
     assert done.stdout.split() == ["refused"] * 5
 
 
+@torch2
 @pytest.mark.parametrize("training", [True, False])
 def test_shapes_on_the_meta_device(training):
     """Where there are shapes and no values: what ``torch.device("meta")`` and deferred initialisation use.
@@ -200,6 +201,7 @@ def test_trains_under_autocast(dtype):
     checks.trains_under_autocast(CPU, checks.small, dtype)
 
 
+@torch2
 def test_two_runs_are_one():
     """Does not cover a GPU's atomic additions, which are what makes runs differ."""
     checks.two_runs_are_one(CPU, checks.small)

@@ -117,10 +117,7 @@ def vars_of(prior):
 
 
 def test_the_same_prior_has_the_same_bytes_in_every_process(tmp_path):
-    code = (
-        "import sys; from tests.conftest import make_prior; "
-        "make_prior().save(sys.argv[1])"
-    )
+    code = "import sys; from tests.conftest import make_prior; make_prior().save(sys.argv[1])"
     files = [tmp_path / f"{seed}.safetensors" for seed in (0, 1, 2)]
     for seed, file in enumerate(files):
         environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}

@@ -78,9 +78,10 @@ def test_the_gradients_are_those_of_the_definition(legacy):
     indices = quantizer(z)[2][2].view(2, 3, 9)
     vectors = z.detach().reshape(2, 24, 9)
     adjectives = (codes[indices[:, 0]] + codes[indices[:, 1]]) / 2
-    terms = (adjectives.permute(0, 2, 1) - vectors[:, :12]) ** 2, (
-        codes[indices[:, 2]].permute(0, 2, 1) - vectors[:, 12:]
-    ) ** 2
+    terms = (
+        (adjectives.permute(0, 2, 1) - vectors[:, :12]) ** 2,
+        (codes[indices[:, 2]].permute(0, 2, 1) - vectors[:, 12:]) ** 2,
+    )
     ((0.25 if legacy else 1) * sum(term.mean() for term in terms)).backward()
     for name, p in quantizer.named_parameters():
         assert torch.allclose(p.grad, from_loss[name], atol=1e-5), name
@@ -430,7 +431,9 @@ def test_refuses_indices_that_name_no_code():
         quantizer.get_codebook_entry(torch.zeros(31, dtype=torch.int64), (1, 4, 4, 24))
     with pytest.raises(ValueError, match="do not say which 2 tokens make a position"):
         quantizer.get_codebook_entry(torch.zeros(32, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"token 1 of 2 of a position is code 45 \('noun.*'\); expected one of 0 to 22"):
+    with pytest.raises(
+        ValueError, match=r"token 1 of 2 of a position is code 45 \('noun.*'\); expected one of 0 to 22"
+    ):
         quantizer.get_codebook_entry(torch.full((32,), 45), (1, 4, 4, 24))
     with pytest.raises(ValueError, match=r"token 2 of 2 .* is code 3 .* expected one of 23 to 59"):
         quantizer.embed_code(torch.full((1, 2, 4, 4), 3))

@@ -4,7 +4,7 @@ Some depend on values or allocate their own room, which would break a compiled g
 computed twice: the partitioner of ``torch.compile`` computes again in the backward pass what is cheap, and a dropout
 mask computed again after its counter has moved on would be another mask. Operators are never computed again.
 
-``torch.library.Library`` is there since torch 2.0 with the same meaning; ``custom_op`` came with 2.4.
+On torch 2.0 to 2.3 the quantizer runs as it is inside a compiled model: ``_torch.eager_before_2_4``.
 """
 
 from typing import Any, Callable, Dict
@@ -14,7 +14,7 @@ import torch
 from vqct_plugin._torch import compiling, tracing
 
 _LIBRARY: Any = None
-if hasattr(torch, "compile") and hasattr(torch, "library"):  # since torch 2.0
+if hasattr(torch, "library") and hasattr(torch.library, "custom_op"):  # since torch 2.4
     _LIBRARY = torch.library.Library("vqct_plugin", "DEF")
 _OPERATORS: Dict[str, Callable[..., Any]] = {}
 

@@ -11,6 +11,9 @@ from torch import Tensor
 _REDUCED = ("tf32", "bf16")
 
 
+_is_compiling: Any = getattr(getattr(torch, "compiler", None), "is_compiling", None)  # since torch 2.3
+
+
 def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which autocast is off for ``device``, on every torch since 1.7."""
     if device.type == "meta" or tracing():
@@ -63,8 +66,9 @@ def _switches_of_products() -> List[Tuple[Any, str]]:
 
     One that takes its value from the switch above it (``torch.backends.fp32_precision``) reads as that one.
     """
-    found = [getattr(getattr(torch.backends, name, None), "matmul", None) for name in ("cuda", "mkldnn")]
-    return [(products, products.fp32_precision) for products in found if hasattr(products, "fp32_precision")]
+    if not hasattr(torch._C, "_get_fp32_precision_getter"):  # since torch 2.9
+        return []
+    return [(b.matmul, b.matmul.fp32_precision) for b in (torch.backends.cuda, torch.backends.mkldnn)]
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -74,11 +78,19 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` is tracing this call."""
-    compiler = getattr(torch, "compiler", None)
-    if compiler is not None and hasattr(compiler, "is_compiling"):  # since torch 2.1
-        return bool(compiler.is_compiling())
-    dynamo = sys.modules.get("torch._dynamo")  # torch 2.0
-    return dynamo is not None and bool(dynamo.is_compiling())
+    return _is_compiling is not None and bool(_is_compiling())
+
+
+def eager_before_2_4(method: Any) -> Any:
+    """A decorator: on torch 2.0 to 2.3 ``torch.compile`` leaves the method as it is and compiles what is around it.
+
+    Their partitioners would compute the dropout's mask again in the backward pass, from a counter that has moved on.
+    """
+    if not hasattr(torch, "compile") or hasattr(torch.library, "custom_op"):
+        return method
+    from torch._dynamo import disable
+
+    return disable(method)
 
 
 def tracing() -> bool:
@@ -92,15 +104,15 @@ def tracing() -> bool:
 
 def transformed() -> bool:
     """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work."""
-    functorch = getattr(torch._C, "_functorch", None)
-    level = getattr(functorch, "maybe_current_level", None)
-    return level is not None and not compiling() and level() is not None
+    if compiling():
+        return False
+    interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", None)  # since torch 2.0
+    return interpreter is not None and interpreter() is not None
 
 
 def batched_by_vmap(tensor: Tensor) -> bool:
     """Whether ``tensor`` is one of ``torch.vmap``'s, which stands for many."""
-    functorch = getattr(torch._C, "_functorch", None)
-    return functorch is not None and bool(functorch.is_batchedtensor(tensor))
+    return transformed() and bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
 def on_the_host(tensor: Tensor) -> bool:

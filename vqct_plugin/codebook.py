@@ -5,7 +5,7 @@ Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantize
 
 import math
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from vqct_plugin._torch import (
     at_least_float32,
     batched_by_vmap,
     compiling,
+    eager_before_2_4,
     is_fake,
     on_the_host,
     tracing,
@@ -29,21 +30,11 @@ from vqct_plugin.frozen import FrozenCodebook
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.slices import check_flag, slices_of, token_bounds
 from vqct_plugin.state import QuantizerState, prior_in, settings_in
+from vqct_plugin.table import Table, mean_of
 from vqct_plugin.transfer import TransferLike, build_transfer
 
 PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
 Self = TypeVar("Self", bound="TransferredCodebook")
-
-
-class Table(NamedTuple):
-    """What ``quantizer.embedding`` gives, as an ``nn.Embedding``: ``weight`` (n_e, e_dim / parts), and a call with
-    indices gives their rows."""
-
-    weight: Tensor
-
-    def __call__(self, indices: Tensor) -> Tensor:
-        """The rows (..., e_dim / parts) of some indices (...)."""
-        return F.embedding(indices.long(), self.weight)
 
 
 class TransferredCodebook(nn.Module):
@@ -146,6 +137,7 @@ class TransferredCodebook(nn.Module):
         quantizer.load_state_dict(own)
         return quantizer
 
+    @eager_before_2_4
     def get_codebook_entry(
         self, indices: Tensor, shape: Optional[Sequence[int]] = None, channel_first: bool = False
     ) -> Tensor:
@@ -183,6 +175,7 @@ class TransferredCodebook(nn.Module):
         entries = self._entries(indices.reshape(b, t, length), (b, *positions_))
         return entries if self.channels_last else entries.movedim(-1, 1).contiguous()
 
+    @eager_before_2_4
     def embed_code(self, code: Tensor) -> Tensor:
         """The quantized map (B, C, H, W) of a code, for the hosts' ``decode_code``: (B, H, W), with T tokens per
         position (B, T, H, W), or (B, T*L) where L positions make a square."""
@@ -337,7 +330,9 @@ class TransferredCodebook(nn.Module):
         if z.numel() == 0:
             raise ValueError(f"z has shape {tuple(z.shape)}, which holds no vector; expected B, H and W >= 1")
         if batched_by_vmap(z):
-            raise ValueError("z is a batch of torch.vmap's; call the quantizer without vmap: its first dimension is one")
+            raise ValueError(
+                "z is a batch of torch.vmap's; call the quantizer without vmap: its first dimension is one"
+            )
         if compiling() or tracing() or transformed() or is_fake(z):
             return None  # a NaN still shows, in z_q and in the loss
         z = at_least_float32(z.detach())
@@ -370,7 +365,9 @@ class TransferredCodebook(nn.Module):
     ) -> None:
         theirs, ours = state_dict.get(f"{prefix}transfer.weights"), getattr(self.transfer, "weights", None)
         absent = self._state.take_from(state_dict, prefix)
-        if theirs is not None and (ours is None or theirs.shape != ours.shape or not torch.allclose(theirs.cpu(), ours.cpu())):
+        if theirs is not None and (
+            ours is None or theirs.shape != ours.shape or not torch.allclose(theirs.cpu(), ours.cpu())
+        ):
             raise PriorError(
                 "the checkpoint, of an early version, has another graph than this quantizer: build it with the "
                 "checkpoint's transfer and edge_weight"
@@ -381,16 +378,9 @@ class TransferredCodebook(nn.Module):
 
     def __prepare_scriptable__(self) -> Any:
         raise RuntimeError(
-            "torch.jit.script cannot compile this quantizer; use torch.compile to make it faster, and torch.export or "
+            "torch.jit.script cannot compile this quantizer; use torch.compile to make it faster, torch.export or "
             "torch.onnx.export (after freeze_codebook()) to run it without this package"
         )
-
-
-def mean_of(codes: Tensor, indices: Tensor) -> Tensor:
-    """(N, D): the mean of the codes at indices (N, k)."""
-    if indices.shape[1] == 1:
-        return F.embedding(indices.squeeze(1), codes)
-    return F.embedding(indices, codes).mean(dim=1)
 
 
 def _name_of(transfer: nn.Module) -> str:

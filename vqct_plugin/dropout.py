@@ -99,7 +99,14 @@ class SharedDropout(nn.Module):
         destination[f"{prefix}seed"], destination[f"{prefix}draws"] = self.seed, self.draws
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: List[str], unexpected: List[str], *a: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        metadata: Any,
+        strict: bool,
+        missing: List[str],
+        unexpected: List[str],
+        *a: Any,
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, *a)
         for name in ("seed", "draws"):
@@ -168,8 +175,8 @@ def moved_like(fn: Any, tensor: Tensor) -> Tensor:
 
 
 def seed_from(weights: Tensor) -> Tensor:
-    """A 0-d integer in [0, 2^62) from the bits of the first few of some weights, on their device."""
-    bits = weights.detach().reshape(-1)[:8].float().view(torch.int32).long()
+    """A 0-d integer in [0, 2^62) from the first few of some weights, on their device."""
+    bits = (weights.detach().reshape(-1)[:8].float() * 2**24).long()
     mixed = _splitmix64(bits ^ (torch.arange(bits.numel(), device=bits.device) << 32))
     return mixed.sum() & (2**62 - 1)
 

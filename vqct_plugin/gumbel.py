@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, without_autocast
+from vqct_plugin._torch import at_least_float32, eager_before_2_4, without_autocast
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.transfer import TransferLike
 
@@ -76,6 +76,7 @@ class GumbelTransferQuantizer(TransferredCodebook):
         channels = e_dim // len(self.slices)
         self.heads = nn.ModuleList([nn.Conv2d(channels, s.last - s.first, 1) for s in self.slices])
 
+    @eager_before_2_4
     def forward(
         self,
         z: Tensor,

@@ -3,6 +3,8 @@
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024, the
 section on the part-of-speech prior. A code is a (word, part of speech) pair: ``orange`` the colour and ``orange`` the
 fruit are two codes. The file is one ``.safetensors``; data is never code, and every array is checked on loading.
+
+This file is long: a prior, its file and the checks of both are one contract, read together.
 """
 
 import difflib

@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, compiling, tracing, transformed, without_autocast
-from vqct_plugin.codebook import PriorLike, Table, TransferredCodebook, mean_of
+from vqct_plugin._torch import at_least_float32, compiling, eager_before_2_4, tracing, transformed, without_autocast
+from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
+from vqct_plugin.table import Table, mean_of
 from vqct_plugin.transfer import TransferLike
 
 __all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]
@@ -124,6 +125,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
             self._remap = Remap(remap, self.n_e, unknown_index)
             self.unknown_index, self.re_embed = self._remap.unknown_index, self._remap.re_embed
 
+    @eager_before_2_4
     def forward(
         self, z: Tensor, temp: Optional[float] = None, rescale_logits: bool = False, return_logits: bool = False
     ) -> Quantized:

@@ -173,10 +173,12 @@ class ModuleTransfer(Transfer):
             codes = self.forward()
         if not isinstance(codes, Tensor) or tuple(codes.shape) != (n, code_dim) or not codes.is_floating_point():
             got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, Tensor) else type(codes).__name__
-            raise ValueError(f"the transfer {type(self.module).__name__} returned {got}; expected codes ({n}, {code_dim})")
+            raise ValueError(
+                f"the transfer {type(self.module).__name__} returned {got}; expected codes ({n}, {code_dim})"
+            )
 
     def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
-        like = next(iter(self.module.parameters()), self.vectors)
+        like: Tensor = next(self.module.parameters(), self.vectors)
         if self.module.training != dropout:
             self.module.train(dropout)
         codes: Tensor = self.module(*(self.constant(name, like) for name in ("vectors", "edges", "edge_count")))
@@ -210,7 +212,9 @@ def build_transfer(
     if dropout not in (0, 0.5):
         raise ValueError(f"dropout={dropout} has no meaning with transfer={transfer!r}: only 'graph' has dropout")
     if edge_weight != "count":
-        raise ValueError(f"edge_weight={edge_weight!r} has no meaning with transfer={transfer!r}: only 'graph' has edges")
+        raise ValueError(
+            f"edge_weight={edge_weight!r} has no meaning with transfer={transfer!r}: only 'graph' has edges"
+        )
     if isinstance(transfer, str):
         others: Dict[str, Any] = TRANSFERS
         return others[transfer](prior, code_dim)
@@ -230,7 +234,9 @@ def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
     try:
         made = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"transfer names {target!r}, which cannot be imported: {error}; expected {_EXPECTED}") from error
+        raise ValueError(
+            f"transfer names {target!r}, which cannot be imported: {error}; expected {_EXPECTED}"
+        ) from error
     return functools.partial(made, **params)
 
 
@@ -262,9 +268,7 @@ class Propagate(torch.autograd.Function):
 
 
 def _propagate_rows(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(
-        neighbours, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
-    )
+    return F.embedding_bag(neighbours, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tensor, Tensor, Tensor]:

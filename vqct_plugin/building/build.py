@@ -1,4 +1,7 @@
-"""Captions and a language model in, a prior out: the whole way."""
+"""Captions and a language model in, a prior out: the whole way.
+
+This file is long: it checks each argument where it uses it, and half of it is the documentation of the arguments.
+"""
 
 import hashlib
 import os

@@ -2,6 +2,8 @@
 
 Each source is called with words and their parts of speech and gives ``(n, dim)`` float32 vectors and which words it
 knows, (n,) bool. The row of a word that it does not know is NaN, so that it cannot pass for a vector.
+
+This file is long: every kind of language model and file of vectors that is served, side by side.
 """
 
 import gzip

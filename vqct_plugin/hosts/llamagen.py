@@ -30,7 +30,7 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
         # a plain tensor: not in checkpoints, so that they do not depend on when they were written, and in no average
         self.recent = torch.full((65_536,), -1)
 
-    def forward(self, z: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, z: Tensor) -> Any:
         z_q, commitment, codebook, chosen = self._quantized(z)
         indices = self._laid_out(chosen, z)
         zero = torch.zeros_like(commitment)

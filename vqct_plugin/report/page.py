@@ -174,7 +174,7 @@ def choose_images(
     number = min(number, len(items))
     places = [(2 * i + 1) * len(items) // (2 * number) for i in range(number)]
     chosen = [items[i] for i in places]
-    batch = torch.utils.data.default_collate([{key: item[key]} for item in chosen])
+    batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for item in chosen])
     names = [str(item.get("file_path_", f"image {i}")) for i, item in zip(places, chosen)]
     return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile)
 
