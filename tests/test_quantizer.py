@@ -314,14 +314,14 @@ def test_a_frozen_codebook_that_is_cast_stays_as_it_was(cast):
     assert torch.equal(quantizer.embedding.weight, codes)
     quantizer.transfer.layer2.bias.data.add_(1)
     with pytest.raises(RuntimeError, match="have changed"):
-        quantizer.embedding
+        _ = quantizer.embedding
 
 
 def test_a_codebook_that_was_stale_before_it_was_cast_is_still_refused():
     quantizer = make("two").eval().freeze_codebook()
     quantizer.transfer.layer2.bias.data.add_(1)
     with pytest.raises(RuntimeError, match="have changed"):
-        quantizer.half().embedding
+        _ = quantizer.half().embedding
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

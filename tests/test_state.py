@@ -101,7 +101,7 @@ def test_damaged_states_are_refused():
         CodebookTransferQuantizer.from_state_dict({**state, "prior.vectors": state["prior.vectors"] + 1})
     with pytest.raises(RuntimeError, match="Missing key"):
         quantizer.load_state_dict({k: v for k, v in state.items() if k != "prior.count"})
-    with pytest.raises(PriorError, match="has no prior.header"):
+    with pytest.raises(PriorError, match=r"has no prior\.header"):
         CodebookTransferQuantizer.from_state_dict({})
 
 

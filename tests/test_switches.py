@@ -1,6 +1,6 @@
 """What users of a GPU turn on: torch.compile, gradient checkpointing, averaged weights, lower precision, torch.func.
 
-Everything here runs on a CPU. ``inductor`` compiles for the CPU then, and the partitioner that decides what the backward
+Everything here runs on a CPU. ``inductor`` compiles for the CPU then; the partitioner that decides what the backward
 pass computes again is the same one. tests/gpu does it on a GPU.
 """
 

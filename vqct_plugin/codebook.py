@@ -324,8 +324,8 @@ class TransferredCodebook(nn.Module):
         if not 3 <= z.dim() <= 5 or channels != self.e_dim:
             expected = f"(B, ..., {self.e_dim})" if self.channels_last else f"(B, {self.e_dim}, H, W)"
             raise ValueError(
-                f"z has shape {tuple(z.shape)}; expected {expected}, with one to three spatial dimensions: e_dim is the "
-                f"total number of channels, {len(self.slices)} slice(s) together"
+                f"z has shape {tuple(z.shape)}; expected {expected}, with one to three spatial dimensions: e_dim is "
+                f"the total number of channels, {len(self.slices)} slice(s) together"
             )
         if z.numel() == 0:
             raise ValueError(f"z has shape {tuple(z.shape)}, which holds no vector; expected B, H and W >= 1")

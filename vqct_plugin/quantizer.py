@@ -169,8 +169,8 @@ class CodebookTransferQuantizer(TransferredCodebook):
         return z_q, commitment, codebook, torch.cat(chosen, dim=1)
 
     def _by_vectors(self) -> bool:
-        """Whether the gradient goes straight through each slice's vectors, rather than through the map as a whole: where
-        they are not the map's own, and where the operations are fused or written down anyway."""
+        """Whether the gradient goes straight through each slice's vectors, rather than through the map as a whole:
+        where they are not the map's own, and where the operations are fused or written down anyway."""
         return self._as_taming or self.l2_normalize or compiling() or tracing() or transformed()
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:

@@ -138,7 +138,8 @@ def _json(tensor: Any, name: str) -> Dict[str, Any]:
 def _description(header: Mapping[str, Any]) -> str:
     parts, words = header.get("parts", []), header.get("words", [])
     model = (header.get("provenance") or {}).get("language_model", "an unnamed language model")
-    return f"{len(words):,} words of {', '.join(map(str, parts))}, vectors of {model}, {str(header.get('fingerprint'))[:12]}"
+    named, fingerprint = ", ".join(map(str, parts)), str(header.get("fingerprint"))[:12]
+    return f"{len(words):,} words of {named}, vectors of {model}, {fingerprint}"
 
 
 def _identity(identity: Any) -> Dict[str, str]:

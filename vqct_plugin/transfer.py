@@ -178,7 +178,7 @@ class ModuleTransfer(Transfer):
             )
 
     def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
-        like: Tensor = next(self.module.parameters(), self.vectors)
+        like: Any = next(self.module.parameters(), self.vectors)
         if self.module.training != dropout:
             self.module.train(dropout)
         codes: Tensor = self.module(*(self.constant(name, like) for name in ("vectors", "edges", "edge_count")))
@@ -243,7 +243,8 @@ def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
 def propagate(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """``A~ · x`` (n, D) for the symmetric A~ in compressed rows."""
     weights = weights.to(x.dtype)
-    if transformed():  # torch.func differentiates neither an autograd function of ours nor embedding_bag
+    # torch.func differentiates neither an autograd function of ours nor embedding_bag, and MPS lacks the latter
+    if transformed() or x.device.type == "mps":
         rows = torch.repeat_interleave(torch.arange(len(x), device=x.device), (offsets[1:] - offsets[:-1]).long())
         return torch.zeros_like(x).index_add(0, rows, weights.unsqueeze(1) * x[neighbours.long()])
     return Propagate.apply(x, neighbours, offsets, weights)

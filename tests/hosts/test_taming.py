@@ -52,7 +52,8 @@ def test_images_go_in_and_come_out():
 def test_every_option_of_the_quantizer_is_taken():
     options = {
         "prior": make_prior((20, 30)), "parts_of_speech": ["adjective", "noun"], "topk": 2, "transfer": "graph",
-        "dropout": 0.25, "edge_weight": "log", "legacy": False, "beta": 0.5, "l2_normalize": True, "channels_last": False,
+        "dropout": 0.25, "edge_weight": "log", "legacy": False, "beta": 0.5,
+        "l2_normalize": True, "channels_last": False,
     }  # fmt: skip
     keywords = {
         name

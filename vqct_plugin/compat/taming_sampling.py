@@ -1,8 +1,9 @@
 """taming's own sampler over a first stage with several parts of speech: each token is drawn from its part.
 
-``taming.models.cond_transformer.Net2NetTransformer.sample`` draws any code for any token, and knows nothing of parts. Where
-an image's sequence is all its adjectives and then all its nouns, it would draw nouns for adjectives, which have no vector
-in that slice of the channels. The host's files stay as they are: its method is wrapped while the program runs.
+``taming.models.cond_transformer.Net2NetTransformer.sample`` draws any code for any token, and knows nothing of parts.
+Where an image's sequence is all its adjectives and then all its nouns, it would draw nouns for adjectives, which have
+no vector in that slice of the channels. The host's files stay as they are: its method is wrapped while the program
+runs.
 """
 
 import functools

@@ -7,8 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin.prior import CodebookPrior, PriorError
-
 
 def get_codebook(quantizer: Any) -> Tensor:
     """The codes (n_e, D) of a quantizer, stock or ours, on the CPU, as evaluation uses them."""
@@ -16,19 +14,10 @@ def get_codebook(quantizer: Any) -> Tensor:
     return embedding.weight.detach().float().cpu()
 
 
-def get_word_vectors(quantizer: Any, prior: Any = "default") -> np.ndarray:
-    """(n_e, d): the language model's vector of each code's word, before transfer.
-
-    Raises:
-        PriorError: the prior lacks a word, and so is not the quantizer's.
-    """
-    whole = prior if isinstance(prior, CodebookPrior) else CodebookPrior.load(prior)
-    parts = [quantizer.parts[i] for i in quantizer.part_of_speech.tolist()]
-    try:
-        places = [whole.index(word, part) for word, part in zip(quantizer.words, parts)]
-    except PriorError as error:
-        raise PriorError(f"the codes are not of this prior, {whole.describe()}: {error}") from None
-    return whole.vectors[places].astype(np.float32)
+def get_word_vectors(quantizer: Any) -> np.ndarray:
+    """(n_e, d) float32: the language model's vector of each code's word, before transfer."""
+    vectors: np.ndarray = quantizer.prior.vectors.astype(np.float32)
+    return vectors
 
 
 def find_neighbours(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric: str) -> np.ndarray:

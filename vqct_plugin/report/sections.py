@@ -165,7 +165,7 @@ def fill_use(page: Page) -> List[Dict[str, str]]:
 def fill_space(page: Page, model: ReportedRun) -> Dict[str, Any]:
     """A model's code space before and after transfer: planes, neighbours, moves."""
     name, part_of_speech, quantizer = model.name, model.part_of_speech, model.trained.model.quantize
-    before = get_word_vectors(quantizer, _get_prior(model.trained.config))
+    before = get_word_vectors(quantizer)
     after = get_codebook(quantizer).numpy()
     near = [
         find_neighbours(before, part_of_speech, _NEIGHBOURS, "cosine"),
@@ -302,13 +302,6 @@ def _get_learning_rate(config: Any) -> float:
     """taming's rule for one process: the base rate times the batch size."""
     batch_size = (config.get("data", {}).get("params") or {}).get("batch_size") or 1
     return float(config.model.get("base_learning_rate", 4.5e-6)) * float(batch_size)
-
-
-def _get_prior(config: Any) -> str:
-    """What the config says of the prior, wherever its quantizer stands."""
-    params = config.model.get("params") or {}
-    inner = (params.get("quantizer_config") or {}).get("params") or {}
-    return str(params.get("prior") or inner.get("prior") or "default")
 
 
 def _share_by_chance(part_of_speech: np.ndarray) -> float:

@@ -1,15 +1,17 @@
 """A trained model back from its run's folder, or from a config and a checkpoint."""
 
 import io
-from contextlib import redirect_stdout
+import tempfile
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, List, NamedTuple, Sequence, Union
+from typing import Any, Iterator, List, Mapping, NamedTuple, Sequence, Union
 
 from omegaconf import OmegaConf
 
 from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_state_dict
 from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.config import ConfigError, load_config
+from vqct_plugin.state import prior_in
 
 
 class Trained(NamedTuple):
@@ -64,8 +66,9 @@ def load_first_stage(
 
 def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> Trained:
     """The model of a config with a checkpoint's weights; ``source`` is what errors call the config."""
-    model = build_model(config)
     weights = read_state_dict(checkpoint)
+    with _priors_of(config, weights):
+        model = build_model(config)
     missing = sorted(set(_list_parameters(model)) - set(weights))
     if missing:
         raise CheckpointError(
@@ -74,6 +77,39 @@ def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> T
         )
     load_into(model, checkpoint, weights=weights)
     return Trained(model.eval(), config, checkpoint)
+
+
+@contextmanager
+def _priors_of(config: Any, weights: Mapping[str, Any]) -> Iterator[None]:
+    """Within: the config names the priors that the checkpoint holds, not the files they once came from, which may be
+    gone, or others, by now."""
+    params = config.model.get("params") or OmegaConf.create()
+    stages = {"": params}
+    for name in ("first_stage", "cond_stage"):
+        stage = params.get(f"{name}_config")
+        if OmegaConf.is_dict(stage):
+            stages[f"{name}_model."] = stage.get("params") or OmegaConf.create()
+    before = []
+    with tempfile.TemporaryDirectory() as folder:
+        for prefix, own in stages.items():
+            prior = prior_in(weights, f"{prefix}quantize.")
+            if prior is None:
+                continue
+            place, inner = own, own.get("quantizer_config")  # where a patched host has them
+            if OmegaConf.is_dict(inner):
+                inner.setdefault("params", {})
+                place = inner.params
+            file = Path(folder) / f"{prefix}safetensors"
+            prior.save(file)
+            before.append((place, place.get("prior")))
+            place.prior = str(file)
+        try:
+            yield
+        finally:
+            for place, named in before:
+                place.prior = named
+                if named is None:
+                    del place["prior"]
 
 
 def _find_checkpoint(path: Path) -> Path:
