@@ -13,7 +13,7 @@ from tests.stage_2.test_transformer import first_stage, hosts
 @pytest.mark.parametrize("start", [0, 5])
 def test_tamings_sampler_draws_each_token_from_its_part(topk, pkeep, start):
     torch.manual_seed(0)
-    model = hosts(first_stage(topk=topk), pkeep=pkeep).eval()
+    model = hosts(first_stage(topk=topk), pkeep=pkeep, block_size=500).eval()
     x = torch.rand(2, 3, 16, 16) * 2 - 1
     quantized, z = model.encode_to_z(x)
     _, c = model.encode_to_c(x)
