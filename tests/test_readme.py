@@ -1,48 +1,55 @@
-"""What the README prints, runs."""
+"""What the README and docs/ print, runs; what they name, is there; every option is in a table, with its default."""
 
+import argparse
+import importlib
+import inspect
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from tests.conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+README, ALL = TEXT["README.md"], "\n".join(TEXT.values())
+BLOCKS = [
+    pytest.param(name, block, id=f"{name}-{i}")
+    for name, text in TEXT.items()
+    for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S))
+]
+COMMANDS = ["train", "build-prior", "import-prior", "evaluate", "report", "sample", "patch", "demo"]
+NEEDS = {"vqct_plugin.runs": "pytorch_lightning", "VQModel": "taming", "onnx": "onnxruntime", "torch.export": "torch"}
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-def test_a_python_block_runs(block, capsys, tmp_path, monkeypatch):
-    if "vqct_plugin.training" in block:
-        pytest.importorskip("pytorch_lightning", "2.0")
-        pytest.importorskip("taming")
+@pytest.mark.parametrize(("name", "block"), BLOCKS)
+def test_a_python_block_runs(name, block, capsys, tmp_path, monkeypatch):
+    for mark, module in NEEDS.items():
+        if mark in block:
+            pytest.importorskip(module)
+    if "torch.export" in block or "torch.onnx" in block:
+        torch = pytest.importorskip("torch", "2.7")
+        if "torch.onnx" in block:
+            pytest.importorskip("onnxscript")
+        assert torch
     monkeypatch.chdir(tmp_path)
-    exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out
+    exec(compile(block, name, "exec"), {"__name__": "block"})
+    assert capsys.readouterr().out or "assert " in block
 
 
 def test_there_are_blocks_and_the_two_commands():
-    assert len(BLOCKS) >= 2
+    assert len(BLOCKS) >= 10
     for mark in ("<!-- the demo command -->", "<!-- the test command -->"):
         command = re.search(re.escape(mark) + r"\n```bash\n(.*?)\n```", README, flags=re.S)
         assert command
         assert "\n" not in command.group(1)  # one command
 
 
-def test_every_option_of_the_quantizer_is_in_the_table():
-    import inspect
-
-    from vqct_plugin import CodebookTransferQuantizer
-
-    options = set(inspect.signature(CodebookTransferQuantizer.__init__).parameters) - {"self", "n_e", "e_dim"}
-    from_the_host = {"remap", "sane_index_shape"}
-    documented = set(re.findall(r"`(\w+)`", README))
-    assert options - from_the_host <= documented
-
-
 def commands(name):
-    """The README's lines that call one of our commands, continued lines joined."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", README, flags=re.M | re.S)
+    """The lines of README and docs that call one of our commands, continued lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", ALL, flags=re.M | re.S)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith(f"{name} ")]
 
@@ -64,67 +71,133 @@ def test_every_call_of_vqct_train_is_understood(monkeypatch):
         assert base or keywords["resume"]
         assert set(keywords["trainer"]) <= set(launcher.TRAINER_ARGUMENTS)
         if base and (ROOT / base[0]).exists():
-            load_config([ROOT / base[0]], overrides)
+            load_config([ROOT / file for file in base], overrides)
     assert any((ROOT / base[0]).exists() for (base, _), _ in calls if base)
 
 
-def test_every_call_of_the_prior_commands_is_understood(monkeypatch):
-    from vqct_plugin.commands import build_prior, import_prior
+@pytest.mark.parametrize("name", ["build-prior", "import-prior", "evaluate", "report", "sample", "patch"])
+def test_every_call_of_the_other_commands_is_understood(name):
+    parser = importlib.import_module(f"vqct_plugin.commands.{name.replace('-', '_')}").make_parser()
+    parse = parser.parse_intermixed_args if name == "sample" else parser.parse_args
+    assert commands(f"vqct-{name}")
+    for words in commands(f"vqct-{name}"):
+        parse(words)
 
-    assert len(commands("vqct-build-prior")) >= 3
-    for words in commands("vqct-build-prior"):
-        build_prior.make_parser().parse_args(words)
-    for words in commands("vqct-import-prior"):
-        import_prior.make_parser().parse_args(words)
 
-
-def test_every_call_of_the_other_commands_is_understood():
-    from vqct_plugin.commands import patch, sample
+def test_every_host_is_patched_in_an_example():
     from vqct_plugin.hosts.patching import list_hosts
 
-    patched = {patch.make_parser().parse_args(words).path for words in commands("vqct-patch")}
+    patched = {words[0] for words in commands("vqct-patch")}
     assert patched == {host.name for host in list_hosts()} - {"taming-transformers-rom1504"}  # whose hunk is the same
-    assert commands("vqct-sample")
-    for words in commands("vqct-sample"):
-        sample.make_parser().parse_intermixed_args(words)
 
 
-def test_every_call_and_flag_of_the_measuring_commands_is_understood():
-    from vqct_plugin.commands import evaluate, report
-
-    documented = set(re.findall(r"`(-{1,2}\w+)`", README))
-    for name, module in (("vqct-evaluate", evaluate), ("vqct-report", report)):
-        assert commands(name)
-        for words in commands(name):
-            module.make_parser().parse_args(words)
-        for action in module.make_parser()._actions:
-            flags = set(action.option_strings)
-            assert not flags or flags & documented or "--help" in flags, flags
+def section(heading):
+    """The text under a heading of the page of options, to the next one of its level."""
+    text = TEXT["docs/options.md"]
+    return re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, flags=re.M | re.S).group(1)
 
 
-def test_every_flag_of_the_prior_command_is_in_the_table_with_its_default():
-    from vqct_plugin.commands.build_prior import make_parser
-
-    section = README[README.index("## Build a prior") :]
-    rows = [line for line in section.splitlines() if line.startswith("| `--")]
-    for action in make_parser()._actions:
-        flag = action.option_strings[-1]
-        if flag == "--help":
-            continue
-        row = next((row for row in rows if f"`{flag}`" in row), None)
-        assert row, flag
-        default = " ".join(action.default) if isinstance(action.default, tuple) else action.default
-        if default not in (None, False):
-            assert f"`{default}`" in row, (flag, default)
+def rows(text):
+    """The first and second cell of every row of a section's tables."""
+    return [re.split(r"(?<!\\) \| ", line.strip("| "))[:2] for line in text.splitlines() if line.startswith("| `")]
 
 
-def test_every_target_and_file_that_is_named_is_there():
-    import importlib
+def parser_of(name, monkeypatch):
+    """The parser of a command, as its ``main`` makes it."""
+    found = []
 
-    for target in re.findall(r"`(vqct_plugin\.training\.[\w.]+)`", README):
-        pytest.importorskip("pytorch_lightning", "2.0")
-        pytest.importorskip("taming")
-        module, name = target.rsplit(".", 1)
-        assert hasattr(importlib.import_module(module), name)
-    for link in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / link).exists(), link
+    def take(self, *args, **keywords):
+        found.append(self)
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        for method in ("parse_args", "parse_known_args", "parse_intermixed_args"):
+            patch.setattr(argparse.ArgumentParser, method, take)
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"vqct_plugin.commands.{name.replace('-', '_')}").main([])
+    return found[0]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_flag_is_in_its_table_with_its_default(name, monkeypatch):
+    table = rows(section(f"vqct-{name}"))
+    if name == "report":
+        table += [row for row in rows(section("vqct-evaluate")) if "`--output`" not in row[0]]
+    documented = {flag for flags, _ in table for flag in re.findall(r"`(-[\w-]+)`", flags)}
+    options = [a for a in parser_of(name, monkeypatch)._actions if a.option_strings and a.dest != "help"]
+    assert documented == {flag for action in options for flag in action.option_strings}
+    for action in options:
+        default = next(row[1] for row in table if f"`{action.option_strings[-1]}`" in row[0])
+        value = " ".join(action.default) if isinstance(action.default, tuple) else action.default
+        if value not in (None, "", []) and not (value is False and action.nargs == 0):
+            assert f"`{value}`" in default, (action.option_strings, value)
+
+
+def defaults_of(function):
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+
+def test_every_option_of_the_quantizer_is_in_the_table_with_its_default():
+    from vqct_plugin import CodebookTransferQuantizer
+
+    text = section("The quantizer").split("### Of the model")[0]
+    options, table = defaults_of(CodebookTransferQuantizer.__init__), dict(rows(text))
+    assert set(table) == {f"`{name}`" for name in options}
+    for name, default in options.items():
+        if default is not inspect.Parameter.empty:
+            shown = f"[{', '.join(default)}]" if isinstance(default, tuple) else str(default)
+            assert table[f"`{name}`"] == f"`{shown}`"
+
+
+def test_every_option_of_the_model_is_in_the_table_with_its_default():
+    from vqct_plugin.compat.lightning import ADAPTER_OPTIONS, Adapted
+
+    options, table = defaults_of(Adapted.__init__), dict(rows(section("The quantizer").split("### Of the model")[1]))
+    assert set(table) == {f"`{name}`" for name in ADAPTER_OPTIONS}
+    assert all(table[f"`{name}`"] == f"`{options[name]}`" for name in ADAPTER_OPTIONS)
+
+
+def test_every_name_of_ours_is_there():
+    for target in sorted(set(re.findall(r"(?:`|::: |target: )(vqct_plugin(?:\.\w+)+)", ALL))):
+        names = target.split(".")
+        found = importlib.import_module("vqct_plugin")
+        for i, name in enumerate(names[1:], 2):
+            if target.startswith("vqct_plugin.hosts.latent_diffusion"):
+                break  # for a checkout on the path
+            if not hasattr(found, name):
+                try:
+                    importlib.import_module(".".join(names[:i]))
+                except ModuleNotFoundError as error:
+                    if str(error.name).startswith("vqct_plugin"):
+                        raise AssertionError(target) from error
+                    break  # what it needs is not installed
+            found = getattr(found, name)
+
+
+def test_the_api_page_has_the_public_names():
+    import vqct_plugin
+
+    shown = {name.rpartition(".")[2] for name in re.findall(r"^::: ([\w.]+)", TEXT["docs/api.md"], flags=re.M)}
+    assert set(vqct_plugin.__all__) - {"Quantizer", "__version__"} <= shown
+    assert {"ModuleTransfer", "nearest"} <= shown
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_every_link_leads_somewhere(name):
+    for link in re.findall(r"\]\(([^)#:]+)[^)]*\)", TEXT[name]):
+        assert ((ROOT / name).parent / link).exists(), link
+    for file in re.findall(r'^--8<-- "([^":]+)', TEXT[name], flags=re.M):
+        assert (ROOT / file).exists(), file
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("material")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    loaded = re.compile(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]*"')
+    for page in (tmp_path / "site").glob("*.html"):  # nothing is loaded from elsewhere
+        assert not loaded.search(page.read_text(encoding="utf-8")), page
