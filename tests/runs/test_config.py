@@ -8,7 +8,14 @@ import yaml
 
 from tests.runs.tiny import config as tiny
 from vqct_plugin.runs import config as config_module
-from vqct_plugin.runs.config import ConfigError, find, instantiate, load_config, locate_config, shipped_configs
+from vqct_plugin.runs.config import (
+    ConfigError,
+    find,
+    instantiate,
+    load_config,
+    locate_config,
+    shipped_configs,
+)
 
 
 @pytest.fixture
@@ -72,7 +79,9 @@ def test_a_config_of_the_package_is_named_with_a_prefix(file):
 
 def test_a_config_that_the_package_does_not_have_is_refused_with_those_it_has():
     for name in ("cub.yaml", "", "../pyproject.toml", "over"):
-        with pytest.raises(ConfigError, match=rf"no config '{name}' in the package; expected .*cub_vqct\.yaml, .*over/mlp"):
+        with pytest.raises(
+            ConfigError, match=rf"no config '{name}' in the package; expected .*cub_vqct\.yaml, .*over/mlp"
+        ):
             load_config([f"vqct:{name}"])
 
 

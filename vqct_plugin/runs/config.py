@@ -72,9 +72,7 @@ def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()
     _check_keys(config)
     missing = _find_missing(OmegaConf.to_container(config), "")
     if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE"
-        )
+        raise ConfigError(f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE")
     return config
 
 
