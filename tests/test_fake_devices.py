@@ -1,12 +1,12 @@
 """What a GPU's user turns on, as far as a machine without one can tell. tests/gpu has the same on a real one.
 
-Each test says what it does not cover. The checks themselves are in device_checks and emulated_device.
+torch.compile, one checkpointed pass, averages of weights and single TF32 switches are in test_switches, and not here
+again. Each test says what it does not cover. The checks themselves are in device_checks and emulated_device.
 """
 
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -17,8 +17,6 @@ from tests import device_checks as checks
 from tests.conftest import ROOT
 
 torch2 = pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch.compile needs torch 2")
-#: without code generation; it cuts the graph in a forward and a backward part as inductor does, and so recomputes
-PARTITIONED = "aot_eager_decomp_partition"
 CPU = torch.device("cpu")
 
 EMULATED = (
@@ -117,31 +115,6 @@ def test_shapes_under_fake_tensors(training):
         assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
 
 
-@torch2
-def test_compiled_gradients_are_eagers_where_the_partitioner_recomputes():
-    """Does not cover inductor's own code, for a CPU or a GPU."""
-    checks.compiled_gradients_are_eagers(CPU, checks.small, PARTITIONED)
-
-
-@torch2
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a compiler")
-def test_compiled_gradients_are_eagers_by_inductor():
-    """Does not cover Triton's code for a GPU."""
-    checks.compiled_gradients_are_eagers(CPU, checks.small, "inductor")
-
-
-@torch2
-def test_entries_and_frozen_evaluation_compile_in_one_piece():
-    """Does not cover inductor, whose code is generated after the graph is in one piece."""
-    checks.entries_compile_in_one_piece(CPU, checks.small, PARTITIONED)
-
-
-@pytest.mark.skipif(not hasattr(torch.optim.swa_utils, "get_ema_avg_fn"), reason="get_ema_avg_fn came with torch 2.0")
-def test_averaging_buffers_keeps_the_graph():
-    """Does not cover averages held on another device."""
-    checks.averaging_keeps_the_graph(CPU, checks.small)
-
-
 def test_lightnings_average_keeps_the_graph(tmp_path):
     """Lightning's callback, which also swaps buffers for validation and writes them to checkpoints.
 
@@ -153,22 +126,15 @@ def test_lightnings_average_keeps_the_graph(tmp_path):
 
 @torch2
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpointing_changes_nothing(use_reentrant):
-    """Does not cover the random state of a device, which the mask must not depend on."""
-    checks.checkpointing_changes_nothing(CPU, checks.small, use_reentrant)
-
-
-@torch2
-@pytest.mark.parametrize("use_reentrant", [True, False])
 def test_two_checkpointed_forwards_are_right_or_refused(use_reentrant):
     """Does not cover backward passes in several threads, one for each device."""
     checks.two_checkpointed_forwards_are_right_or_refused(CPU, checks.small, use_reentrant)
 
 
 @checks.needs_the_new_switch
-@pytest.mark.parametrize("mix", checks.TF32_MIXES)
+@pytest.mark.parametrize("mix", ["new, convolutions", "new, then old", "all of them"])
 def test_every_way_to_ask_for_tf32_is_served(mix):
-    """That no switch raises, in any mix, and each stays as it was.
+    """That no switch raises, and each stays as it was, in the mixes that test_switches cannot take back.
 
     Does not cover TF32 itself, which a CPU does not have: its rounding, and whether it is off where it has to be.
     """

@@ -7,7 +7,15 @@ pytest.importorskip("omegaconf")
 import yaml
 
 from tests.runs.tiny import config as tiny
-from vqct_plugin.runs.config import ConfigError, find, instantiate, load_config
+from vqct_plugin.runs import config as config_module
+from vqct_plugin.runs.config import (
+    ConfigError,
+    find,
+    instantiate,
+    load_config,
+    locate_config,
+    shipped_configs,
+)
 
 
 @pytest.fixture
@@ -60,6 +68,28 @@ def test_files_that_cannot_be_read_are_refused(file, tmp_path):
     broken.write_text("data: {target: x.Y}\n")
     with pytest.raises(ConfigError, match="the config has no `model`; expected model and data"):
         load_config([broken])
+
+
+def test_a_config_of_the_package_is_named_with_a_prefix(file):
+    by_name, by_path = (f"vqct:{name}" for name in ("cub_vqct.yaml", "over/topk_1.yaml")), shipped_configs()
+    paths = ["data.params.train.params.path=x", "data.params.validation.params.path=x"]
+    assert load_config(by_name, paths) == load_config([by_path["cub_vqct.yaml"], by_path["over/topk_1.yaml"]], paths)
+    assert locate_config(str(file)) == locate_config(file) == file
+
+
+def test_a_config_that_the_package_does_not_have_is_refused_with_those_it_has():
+    for name in ("cub.yaml", "", "../pyproject.toml", "over"):
+        with pytest.raises(
+            ConfigError, match=rf"no config '{name}' in the package; expected .*cub_vqct\.yaml, .*over/mlp"
+        ):
+            load_config([f"vqct:{name}"])
+
+
+def test_a_wheel_has_its_configs_inside_the_package(tmp_path, monkeypatch):
+    (tmp_path / "configs" / "over").mkdir(parents=True)
+    (tmp_path / "configs" / "over" / "mine.yaml").touch()
+    monkeypatch.setattr(config_module, "_PACKAGE", tmp_path)
+    assert locate_config("vqct:over/mine.yaml") == tmp_path / "configs" / "over" / "mine.yaml"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         from vqct_plugin.report.comparison import compare
     except ImportError as error:
-        parser.exit(1, f"vqct-demo: {error}; install it with pip install 'vqct-plugin[all]'\n")
+        parser.exit(1, f"vqct-demo: {error}; install it with pip install 'vqct-plugin[demo]'\n")
     from vqct_plugin.runs.config import ConfigError, DataError
 
     # images of another size are large enough as they are

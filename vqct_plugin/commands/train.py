@@ -11,6 +11,9 @@ DESCRIPTION = """\
 Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
 
   vqct-train --base configs/custom_vqgan.yaml -t True --gpus 0, model.target=vqct_plugin.VQModel
+  vqct-train --base vqct:cub_vqct.yaml vqct:over/topk_1.yaml --gpus 0, ...
+
+vqct:NAME is a config that comes with the package; a NAME that is not there prints those that are.
 
 key=value with dots overrides the config. --key value is an argument of Lightning's Trainer, such as --max_epochs 10,
 --accelerator, --devices, --num_nodes, --strategy, --precision.

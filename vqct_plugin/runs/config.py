@@ -28,6 +28,11 @@ STAND_INS = {
 }
 
 
+#: before the name of a config that comes with the package: ``vqct:cub_vqct.yaml``, ``vqct:over/topk_1.yaml``
+SHIPPED = "vqct:"
+_PACKAGE = Path(__file__).parent.parent
+
+
 class ConfigError(ValueError):
     """A config or an argument that cannot be used. The message says what arrived, and what was expected."""
 
@@ -39,11 +44,13 @@ class DataError(ValueError):
 def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()) -> Any:
     """Merge YAML files from left to right, then overrides such as ``model.params.n_embed=512``, and check the keys.
 
+    A file is a path, or ``vqct:NAME`` for a config that comes with the package, see :func:`locate_config`.
+
     Raises:
         ConfigError: a file is missing or no YAML, an override is not ``key=value``, or a key is unknown.
     """
     parts = []
-    for file in map(Path, files):
+    for file in map(locate_config, files):
         if not file.is_file():
             raise ConfigError(f"there is no config {file}")
         try:
@@ -65,10 +72,30 @@ def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()
     _check_keys(config)
     missing = _find_missing(OmegaConf.to_container(config), "")
     if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE"
-        )
+        raise ConfigError(f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE")
     return config
+
+
+def locate_config(file: Union[str, Path]) -> Path:
+    """The path of a config: ``vqct:cub_vqct.yaml`` is one that comes with the package, all else is a path already.
+
+    Raises:
+        ConfigError: the package has no config of that name.
+    """
+    if not str(file).startswith(SHIPPED):
+        return Path(file)
+    configs, name = shipped_configs(), str(file)[len(SHIPPED) :]
+    if name not in configs:
+        raise ConfigError(f"there is no config {name!r} in the package; expected one of {', '.join(configs)}")
+    return configs[name]
+
+
+def shipped_configs() -> Dict[str, Path]:
+    """name -> path of the configs that come with the package, with ``/`` in the name on every system."""
+    folder = _PACKAGE / "configs"  # of a wheel, which is built with configs_taming under this name
+    if not folder.is_dir():
+        folder = _PACKAGE.parent / "configs_taming"  # of a checkout, also an editable install
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*.yaml"))}
 
 
 def _find_missing(value: Any, key: str) -> List[str]:

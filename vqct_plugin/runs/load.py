@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_state_dict
 from vqct_plugin.runs.build import build_model
-from vqct_plugin.runs.config import ConfigError, load_config
+from vqct_plugin.runs.config import ConfigError, load_config, locate_config
 from vqct_plugin.state import prior_in
 
 
@@ -32,7 +32,7 @@ def load_run(
 
     Args:
         path: a run's folder (its ``checkpoints/last.ckpt``, else the newest there), or a checkpoint.
-        base: YAML files; by default those that the run keeps in ``configs/``.
+        base: YAML files, or ``vqct:NAME``; by default those that the run keeps in ``configs/``.
         overrides: ``key=value`` on top of them.
         loss: False leaves a first stage's loss out, and so what it would download.
 
@@ -41,7 +41,7 @@ def load_run(
         CheckpointError: the checkpoint cannot be read, or is not this config's: with the names and shapes that differ.
     """
     checkpoint = _find_checkpoint(Path(path))
-    files = [Path(file) for file in base] or _find_configs(checkpoint)
+    files = [locate_config(file) for file in base] or _find_configs(checkpoint)
     config = load_config(files, overrides)
     config.pop("lightning", None)
     _drop_paths(config.model)

@@ -15,7 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.runs.build import build_data, build_model
-from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, load_config, suggest
+from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, load_config, locate_config, suggest
 from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 
@@ -63,7 +63,7 @@ def run(
     """Train, then test, what a taming YAML describes.
 
     Args:
-        base: YAML files, merged from left to right.
+        base: YAML files, merged from left to right; ``vqct:NAME`` is one of the package's.
         overrides: ``key=value`` with dots, on top of them.
         trainer: arguments of Lightning's ``Trainer``, on top of ``lightning.trainer``.
         gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
@@ -120,7 +120,7 @@ def _find_place(
     now = os.environ.get("VQCT_TRAIN_STARTED")
     if now is None or os.environ.get("LOCAL_RANK", "0") == "0":
         now = os.environ["VQCT_TRAIN_STARTED"] = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    files = [Path(file) for file in base]
+    files = [locate_config(file) for file in base]
     if not resume:
         if not files:
             raise ConfigError("there is no config; give one as base, or a run to resume")
