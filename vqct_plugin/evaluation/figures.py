@@ -26,8 +26,8 @@ class RunFigures(NamedTuple):
         values: for each figure of single images (``psnr``, ``ssim``, ...), one value an image.
         mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over images.
         of_set: each figure of the whole set (``rfid``, ``inception_score``), a number.
-        missing: figure -> why it is not there.
-        shown: every figure, there or missing, and how it stands in tables.
+        missing: figure -> why it is missing.
+        shown: every figure, computed or missing, and how tables show it.
         usage: of each part of the codebook, over the whole set.
         counts, part_of_speech: (n_e,) how often each code was chosen, and its part, an index into the keys of
             ``usage``.

@@ -1,4 +1,4 @@
-"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two side by side."""
+"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two compared."""
 
 import datetime
 import logging
@@ -98,7 +98,7 @@ def compare(
 
 
 def _compute_size(config: Any, tiles: int) -> Optional[int]:
-    """The side of the images on the page; refused before the training, not after it."""
+    """The side of the images on the page; checked before the training, not after it."""
     if tiles == 1:
         return None
     params = config.data.params.validation.get("params") or {}
