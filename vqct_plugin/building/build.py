@@ -88,7 +88,7 @@ def build_prior(
             are any, then ``"model"``, then (with ``word_vectors``) ``"wordnet"``.
         parts: parts of speech, of ``adjective noun verb adverb``, in this order in the prior.
         min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
-        max_words: at most so many of the commonest words in each part, or a mapping from parts to numbers.
+        max_words: the number of most frequent words kept in each part, or a mapping from parts to numbers.
         only_wordnet: keep only words that WordNet lists in that part of speech (no typos, no slips of the tagger).
         keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
         drop_words: a text file of words to leave out, written the same way.

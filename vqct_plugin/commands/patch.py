@@ -41,13 +41,13 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
     """A summary for the terminal."""
-    verb = ("would be " if dry_run else "") + ("taken back" if revert else "patched")
+    verb = ("would be " if dry_run else "") + ("reverted" if revert else "patched")
     target = get_target(result.host)
     lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
     lines += [f"  {file}" for file in result.files]
     if not revert:
         lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
-        lines += [f"take it back with `vqct-patch {result.root} --revert`"] if not dry_run else []
+        lines += [f"revert it with `vqct-patch {result.root} --revert`"] if not dry_run else []
     return "\n".join(lines)
 
 

@@ -191,7 +191,7 @@ def _size_code(quantizer: Any, positions: int) -> Tuple[int, float]:
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> List[float]:
-    """[low, high] of the mean by the percentile bootstrap: means of so many resamples of the images."""
+    """[low, high] of the mean by the percentile bootstrap: means of ``resamples`` resamples of the images."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():
         return [float("nan")] * 2

@@ -37,7 +37,7 @@ class Settings(NamedTuple):
         batch_size, workers: images at once, and processes that read them. They change no figure but by rounding.
         precision: ``"32"``, ``"bf16"`` or ``"16"`` (autocast).
         shard_size: images in a shard, the piece of work that is kept when an evaluation is stopped.
-        limit: evaluate the first so many images only.
+        limit: evaluate only the first ``limit`` images.
         folder: where the shards are kept.
         progress: whether to show a bar.
     """

@@ -63,7 +63,7 @@ def compare(
         output: the folder in which this comparison gets a folder of its own.
         trainer: arguments of Lightning's Trainer, for both.
         seed: of both.
-        tiles_shown: the images on the report's page are so many times as wide as those of validation, whose data set
+        tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
 
     Raises:

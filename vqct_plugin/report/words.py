@@ -79,7 +79,7 @@ def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, fl
 
     Args:
         counts: (S, n) how often each of S sets has each of n codes.
-        number: at most so many of each set.
+        number: at most this many for each set.
 
     Returns:
         For each set its (code, G2), the most telling first; codes that are not more frequent in it are left out.

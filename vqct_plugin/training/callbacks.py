@@ -27,7 +27,7 @@ class ImageLogger(Callback):
 
     Args:
         batch_frequency: every how many batches of an epoch.
-        max_images: at most so many of a batch.
+        max_images: at most this many of a batch.
         clamp: cut values off at -1 and 1.
         increase_log_steps: also at the batches 1, 2, 4, 8, ... up to ``batch_frequency``, once each.
         folder: where ``images/`` goes; the run's own by default.

@@ -69,7 +69,7 @@ def run(
         gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
         name: of the run; the first file's by default.
         postfix: goes after the name.
-        resume: a run's folder, or a checkpoint in one, to go on from.
+        resume: a run's folder, or a checkpoint in one, to resume.
         logdir: where runs have their folders.
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
@@ -115,7 +115,7 @@ def run(
 def _locate_run(
     base: Sequence[Union[str, Path]], resume: Any, name: str, postfix: str, logdir: Path
 ) -> Tuple[Path, Optional[Path], str, List[Path]]:
-    """The run's folder, the checkpoint to go on from, the time, and the configs."""
+    """The run's folder, the checkpoint to resume, the time, and the configs."""
     # Lightning runs the command again for each further device; those processes have to come to the same folder.
     now = os.environ.get("VQCT_TRAIN_STARTED")
     if now is None or os.environ.get("LOCAL_RANK", "0") == "0":
