@@ -41,7 +41,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from vqct_plugin.building.captions import Captions
 from vqct_plugin.building.counting import count_captions
-from vqct_plugin.building.neighbours import nearest
+from vqct_plugin.building.neighbors import find_nearest
 from vqct_plugin.building.tagging import PARTS, CaptionTagger, ensure_nltk_data
 from vqct_plugin.building.vectors import LanguageModel, PromptEncodings
 from vqct_plugin.prior import CodebookPrior
@@ -202,7 +202,7 @@ def large(words: int, dim: int, edges: int, rounds: int, asked: int = 2048) -> D
             timed("half of it selected", lambda: loaded.select(words // 2))  # noqa: B023
             _check(loaded.fingerprint == prior.fingerprint, "what was loaded is not what was saved")
     some = range(min(asked, adjectives))
-    timed(f"the 3 nearest nouns of {len(some):,} adjectives", lambda: nearest(made["vectors"], some, nouns, 3))
+    timed(f"the 3 nearest nouns of {len(some):,} adjectives", lambda: find_nearest(made["vectors"], some, nouns, 3))
     return seconds
 
 

@@ -3,8 +3,8 @@
 import itertools
 
 SENTENCES = [
-    f"a photo of {colour} {thing} object"
-    for colour, thing in itertools.product(
+    f"a photo of {color} {thing} object"
+    for color, thing in itertools.product(
         ("red", "blue", "green", "small", "wooden"), ("dog", "cat", "wheel", "feather")
     )
 ] * 3

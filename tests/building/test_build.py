@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vqct_plugin.building.build import assemble, build_prior, read_words
+from vqct_plugin.building.build import assemble_prior, build_prior, read_words
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.tagging import WordCounts
 from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel
@@ -28,7 +28,7 @@ def test_the_counts_become_codes_and_edges(tiny_bert):
     red, dog, cat, orange = ("red", "adjective"), ("dog", "noun"), ("cat", "noun"), ("red", "noun")
     counts = counted([red, dog], [red, dog, orange], [red, cat], [("black", "adjective"), orange], [dog, orange])
     embeddings = InputEmbeddings(LanguageModel(tiny_bert))
-    prior, unknown = assemble(counts, embeddings, {"min_count": 0})
+    prior, unknown = assemble_prior(counts, embeddings, {"min_count": 0})
     assert unknown == []
     assert prior.words == ("red", "black", "dog", "red", "cat")
     assert prior.part_of_speech.tolist() == [0, 0, 1, 1, 1]
@@ -43,7 +43,7 @@ def test_the_counts_become_codes_and_edges(tiny_bert):
 def test_unknown_words_are_dropped_with_their_edges_and_reported(tiny_bert):
     red, dog = ("red", "adjective"), ("dog", "noun")
     counts = counted([red, dog], [("stripy", "adjective"), dog], [red, ("zebra", "noun")])
-    prior, unknown = assemble(counts, InputEmbeddings(LanguageModel(tiny_bert)), {})
+    prior, unknown = assemble_prior(counts, InputEmbeddings(LanguageModel(tiny_bert)), {})
     assert unknown == [("stripy", "adjective"), ("zebra", "noun")]
     assert prior.words == ("red", "dog")
     assert prior.edge_count.tolist() == [1]
@@ -77,7 +77,7 @@ def test_the_summary_tells_what_was_done(captions, tiny_bert, tmp_path):
         "3 adjectives + 3 nouns = 6 codes",
         "edges: 3 distinct, 4 occurrences",
         "isolated codes (no edge): 0",
-        "dropped, without a vector: 1 words (zebra)",
+        "dropped because they have no vector: 1 words (zebra)",
         "commonest nouns: grass, dog, cat",
         "tagging ",
     ):
@@ -107,7 +107,7 @@ def test_words_can_be_left_out(captions, tiny_bert, tmp_path):
 def test_an_existing_output_is_refused_before_any_work(captions, tmp_path):
     output = tmp_path / "prior.safetensors"
     output.write_text("mine")
-    with pytest.raises(BuildError, match="exists; use --force"):
+    with pytest.raises(BuildError, match="exists; pass force=True"):
         build_prior("no/model", [captions], output)
     with pytest.raises(BuildError, match="is a folder"):
         build_prior("no/model", [captions], tmp_path)
@@ -133,7 +133,7 @@ def test_vectors_beyond_float16_are_refused(tiny_bert):
     embeddings._table *= 1e8
     counts = counted([("red", "adjective"), ("dog", "noun")])
     with pytest.raises(BuildError, match="overflow float16; store them as float32"):
-        assemble(counts, embeddings, {}, dtype="float16")
+        assemble_prior(counts, embeddings, {}, dtype="float16")
 
 
 @pytest.mark.parametrize(
@@ -194,18 +194,18 @@ def test_glosses_count_beside_captions_and_wordnets_words_are_all_of_it(captions
     assert prior.provenance["words"] == "wordnet"
     assert prior.provenance["keep_words"]["file"] == "keep.txt"
     assert report.not_found == ["paris"]
-    assert "of the words to keep, no codes: 1 (paris)" in str(report)
+    assert "words to keep that are not codes: 1 (paris)" in str(report)
     assert prior.provenance["language_model"] == "vectors.txt"
     assert prior.vectors[prior.index("beak")].tolist() == [1, 2, 4]
 
 
 @pytest.mark.usefixtures("nltk_data")
-def test_neighbour_edges_alone_or_added_leave_no_word_alone(tmp_path, tiny_bert):
+def test_neighbor_edges_alone_or_added_leave_no_word_alone(tmp_path, tiny_bert):
     path = tmp_path / "captions.txt"
     path.write_text("A red dog .\nThe red grass .\nA black cat .\nThe snow and the snow .\n" * 2)
-    options = {"min_count": 0, "neighbours": 1}
+    options = {"min_count": 0, "neighbors": 1}
     beside = build_prior(tiny_bert, [path], **options).prior
-    near = build_prior(tiny_bert, [path], edges="neighbours", **options).prior
+    near = build_prior(tiny_bert, [path], edges="neighbors", **options).prior
     both = build_prior(tiny_bert, [path], edges="both", **options).prior
     assert len(np.unique(beside.edges)) < len(beside)
     assert len(np.unique(near.edges)) == len(np.unique(both.edges)) == len(both)
@@ -231,7 +231,7 @@ def test_filled_edges_are_those_seen_and_more_where_there_are_few(tmp_path, tiny
     path = tmp_path / "captions.txt"
     path.write_text("A red dog .\nThe red grass .\nA black cat .\nThe snow and the snow .\n" * 2)
     beside = build_prior(tiny_bert, [path], min_count=0).prior
-    filled = build_prior(tiny_bert, [path], min_count=0, edges="filled", neighbours=1).prior
+    filled = build_prior(tiny_bert, [path], min_count=0, edges="filled", neighbors=1).prior
     assert filled.words == beside.words == ("red", "black", "snow", "cat", "dog", "grass")
     # red - snow: the commonest of either part, and snow had no relative. The others have one that is no rarer, but
     # black and cat: of two adjectives only red is no rarer than cat, and of nouns snow and cat no rarer than black.
@@ -307,20 +307,20 @@ def test_mostly_unknown_words_are_an_error(tmp_path, tiny_bert):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"word_vectors": "glove.txt"}, "one of them"),
-        ({"plm": None}, "one of them"),
+        ({"word_vectors": "glove.txt"}, "one source of vectors"),
+        ({"plm": None}, "one source of vectors"),
         ({"plm": None, "word_vectors": "glove.txt", "vectors": "prompts"}, "takes no prompts"),
         ({"plm": None, "word_vectors": "glove.txt", "words": "model"}, "no model's vocabulary"),
-        ({"prompts": {"noun": "a {}"}}, "say --vectors prompts"),
+        ({"prompts": {"noun": "a {}"}}, "pass vectors='prompts'"),
         ({"prompts": {"noun": "a"}, "vectors": "prompts"}, "expected a text with one"),
-        ({"scheduler": "tcp://here", "workers": 2}, "give one of the two"),
+        ({"scheduler": "tcp://here", "workers": 2}, "pass workers or scheduler, not both"),
         ({"parts": ["noun", "pronoun"]}, "expected some of adjective, noun, verb, adverb"),
         ({"parts": ["noun", "noun"]}, "each once"),
         ({"parts": []}, "expected some of"),
         ({"words": "all"}, "words is 'all'; expected one of captions, model, wordnet"),
         ({"vectors": "mean"}, "expected one of embeddings, prompts"),
-        ({"edges": "none"}, "expected one of cooccurrence, neighbours, both, filled"),
-        ({"neighbours": 0}, "neighbours is 0; expected an integer from 1"),
+        ({"edges": "none"}, "expected one of cooccurrence, neighbors, both, filled"),
+        ({"neighbors": 0}, "neighbors is 0; expected an integer from 1"),
         ({"workers": 0}, "workers is 0"),
         ({"captions": []}, "no captions given; name at least one"),
         ({"max_words": 0}, "max_words is 0 for adjectives"),
@@ -348,5 +348,5 @@ def test_a_picture_comes_with_the_prior_and_an_existing_one_is_refused_before_an
     picture = tmp_path / "prior.png"
     build_prior(tiny_bert, [captions], min_count=0, picture=picture)
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(BuildError, match=r"prior\.png exists; use --force"):
+    with pytest.raises(BuildError, match=r"prior\.png exists; pass force=True"):
         build_prior("no/model", [captions], picture=picture)

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from vqct_plugin.building.captions import Captions, open_captions
-from vqct_plugin.building.formats import FORMATS, BuildError, recognised
+from vqct_plugin.building.formats import FORMATS, BuildError, recognize_format
 
 THREE = ["A red dog .", "Zwei Hunde, café", "last one"]
 
@@ -44,7 +44,7 @@ def in_format(form, captions, field="caption"):
 
 @pytest.mark.parametrize("form", [form for form in FORMATS if form != "auto"])
 @pytest.mark.parametrize("forced", [False, True])
-def test_every_format_gives_back_the_captions_and_is_recognised(tmp_path, form, forced):
+def test_every_format_gives_back_the_captions_and_is_recognized(tmp_path, form, forced):
     content = in_format(form, THREE)
     path = written(tmp_path, content, "captions.tsv" if form == "tsv" else "captions.dat")
     corpus = Captions(path, form if forced else "auto")
@@ -225,7 +225,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_word(tmp_path, content):
 
 def test_a_mostly_damaged_file_is_an_error(tmp_path):
     corpus = Captions(written(tmp_path, b"A dog .\n\xff\n\xfe\n"))
-    with pytest.raises(BuildError, match=r"2 damaged lines and only 1 captions.*line 2, not UTF-8"):
+    with pytest.raises(BuildError, match=r"2 damaged lines, but only 1 captions.*line 2, not UTF-8"):
         list(corpus)
 
 
@@ -267,7 +267,7 @@ def test_a_folder_is_read_in_the_order_of_names_whatever_its_files(tmp_path):
         list(corpus)
         assert corpus.sha256 != digest
         digest = corpus.sha256
-    assert "1 other files in the folder left alone" in "\n".join(corpus.summary())
+    assert "1 other files in the folder ignored" in "\n".join(corpus.summary())
 
 
 def test_a_folder_tells_which_file_is_damaged_and_one_without_captions_is_refused(tmp_path):
@@ -347,4 +347,4 @@ def test_memory_does_not_grow_with_the_captions(tmp_path, form):
     ],
 )  # fmt: skip
 def test_formats_that_look_alike_are_told_apart(head, name, form):
-    assert recognised(head, name, "caption") == form
+    assert recognize_format(head, name, "caption") == form

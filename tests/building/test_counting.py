@@ -41,9 +41,9 @@ def serial(some_captions, nltk_data):
 
 
 def test_the_counts_are_those_of_one_caption_after_the_other(some_captions, serial):
-    from vqct_plugin.building.tagging import CaptionTagger, WordCounts, lemmatiser
+    from vqct_plugin.building.tagging import CaptionTagger, WordCounts, make_lemmatizer
 
-    tagger, lemma, plain = CaptionTagger(), lemmatiser(), WordCounts(ALL)
+    tagger, lemma, plain = CaptionTagger(), make_lemmatizer(), WordCounts(ALL)
     for caption in some_captions:
         plain.add([(lemma(token, part) if part else token, part) for token, part in tagger(caption)])
     assert serial == plain
@@ -81,7 +81,7 @@ def test_no_more_captions_are_read_ahead_than_the_workers_can_use(some_captions,
 def test_a_damaged_corpus_ends_the_workers_too(tmp_path, nltk_data):
     path = tmp_path / "captions.txt"
     path.write_bytes(b"A red dog .\n" * 2_000 + b"\xff\n" * 3_000)
-    with pytest.raises(BuildError, match="3,000 damaged lines and only 2,000 captions"):
+    with pytest.raises(BuildError, match="3,000 damaged lines, but only 2,000 captions"):
         count_captions([Captions(path)], workers=2)
 
 
@@ -147,8 +147,8 @@ def test_a_worker_that_dies_is_told_of(at_work):
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
     _, told = process.communicate(timeout=60)
-    assert "BuildError: a worker process came to a sudden end" in told
-    assert "fewer --workers" in told
+    assert "BuildError: a worker process ended unexpectedly" in told
+    assert "fewer workers" in told
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

@@ -2,12 +2,12 @@
 
 import pytest
 
-from vqct_plugin.building.build import assemble, read_words
+from vqct_plugin.building.build import assemble_prior, read_words
 from vqct_plugin.building.captions import Captions
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.tagging import PARTS
 from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel
-from vqct_plugin.building.wordnet import WordNetGlosses, wordnet_words
+from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words
 from vqct_plugin.prior import DEFAULT_FILE, CodebookPrior
 
 
@@ -44,10 +44,12 @@ def test_the_words_and_pairs_seen_more_than_ten_times(counts):
 def test_the_shipped_prior_is_what_its_recipe_gives(counts, minilm):
     whole = count_captions([WordNetGlosses()])  # some 20 s
     whole.merge(counts)
-    kept = whole.among(wordnet_words(PARTS)).without(read_words(DEFAULT_FILE.parent / "not-visible.txt"))
+    kept = whole.among(list_wordnet_words(PARTS)).without(read_words(DEFAULT_FILE.parent / "not-visible.txt"))
     most = {"adjective": 6_384, "noun": 10_000}
-    near = {"edges": "filled", "neighbours": 3}
-    built, unknown = assemble(kept, InputEmbeddings(LanguageModel(minilm)), {}, most=most, dtype="float16", **near)
+    near = {"edges": "filled", "neighbors": 3}
+    built, unknown = assemble_prior(
+        kept, InputEmbeddings(LanguageModel(minilm)), {}, most=most, dtype="float16", **near
+    )
     shipped = CodebookPrior.load("default")
     assert unknown == []
     assert built.words == shipped.words

@@ -262,11 +262,11 @@ def test_the_command_says_what_is_in_it_and_where_it_went(tmp_path, capsys, monk
     assert main([str(pickled(tmp_path, authors()))]) == 0
     told = capsys.readouterr().out
     assert "2 adjectives + 2 nouns = 4 codes" in told
-    assert "edges left out, with a word that is no code: 2 occurrences" in told
+    assert "edges left out because a word of theirs is not a code: 2 occurrences" in told
     assert CodebookPrior.load("big_nlp_word_knowledge_clip.safetensors").sizes == {"adjective": 2, "noun": 2}
     assert main([str(tmp_path / "big_nlp_word_knowledge_clip.pkl")]) == 1
     assert "exists" in capsys.readouterr().err
     theirs = pickled(tmp_path, changed(adj_noun_edges=[("orange", "wheel"), ("orange", "orange")]))
     assert main([str(theirs), "--authors-edges", "--output", "theirs.safetensors"]) == 0
-    assert "of a noun with itself (GCNConv leaves them out too): 1 occurrences" in capsys.readouterr().out
+    assert "of a noun with itself left out (as GCNConv does): 1 occurrences" in capsys.readouterr().out
     assert CodebookPrior.load("theirs.safetensors").neighbours("orange", "noun") == [("wheel", "noun", 1)]

@@ -61,7 +61,7 @@ def test_a_picture_is_a_file_of_its_kind_and_the_same_each_time(tmp_path, suffix
 
 def test_an_existing_picture_and_another_kind_are_refused(tmp_path):
     (tmp_path / "a.png").write_text("mine")
-    with pytest.raises(BuildError, match="exists; use --force"):
+    with pytest.raises(BuildError, match="exists; pass force=True"):
         draw_prior(make_prior(), tmp_path / "a.png")
     assert (tmp_path / "a.png").read_text() == "mine"
     draw_prior(make_prior(), tmp_path / "a.png", overwrite=True)

@@ -2,7 +2,7 @@ import pytest
 
 from vqct_plugin.building import tagging
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.tagging import CaptionTagger, DensePerceptron, WordCounts, known_to_wordnet, lemmatiser
+from vqct_plugin.building.tagging import CaptionTagger, DensePerceptron, WordCounts, is_in_wordnet, make_lemmatizer
 
 CAPTIONS = [
     "A Black dog chases two small orange cats near the red and white geese .",
@@ -73,7 +73,7 @@ def test_merging_counts_is_counting_it_all():
 
 def test_words_that_are_renamed_to_one_add_up():
     counts = counted([("red", A), ("dogs", N)], [("red", A), ("dog", N), ("red", N)])
-    renamed = counts.renamed(lambda word, part: word.rstrip("s") if part == N else word.upper())
+    renamed = counts.rename(lambda word, part: word.rstrip("s") if part == N else word.upper())
     assert renamed.words == {A: {"RED": 2}, N: {"dog": 2, "red": 1}}
     assert renamed.pairs == {(A, N): {("RED", "dog"): 2}}
 
@@ -83,7 +83,7 @@ def test_tags_and_lemmas_are_those_of_nltks_own_functions():
     import nltk
     from nltk.stem import WordNetLemmatizer
 
-    tagger, lemma, theirs = CaptionTagger(), lemmatiser(), WordNetLemmatizer().lemmatize
+    tagger, lemma, theirs = CaptionTagger(), make_lemmatizer(), WordNetLemmatizer().lemmatize
     letters = {"NN": (N, "n"), "VB": (V, "v")}
     for caption in CAPTIONS:
         expected = []
@@ -130,15 +130,15 @@ def test_a_token_with_an_invisible_character_is_no_code():
 
 @pytest.mark.usefixtures("nltk_data")
 def test_wordnet_knows_words_by_part_of_speech():
-    assert known_to_wordnet("orange", A)
-    assert known_to_wordnet("orange", N)
-    assert not known_to_wordnet("girl", A)
-    assert not known_to_wordnet("retreiver", N)
-    assert not known_to_wordnet("dogs", N)  # another form of a word that it knows
-    assert known_to_wordnet("quickly", R)
+    assert is_in_wordnet("orange", A)
+    assert is_in_wordnet("orange", N)
+    assert not is_in_wordnet("girl", A)
+    assert not is_in_wordnet("retreiver", N)
+    assert not is_in_wordnet("dogs", N)  # another form of a word that it knows
+    assert is_in_wordnet("quickly", R)
 
 
-def test_missing_data_is_asked_of_the_downloader_and_then_of_the_user(monkeypatch, tmp_path, capsys):
+def test_missing_data_is_asked_of_the_downloader_and_then_of_the_user(monkeypatch, tmp_path, caplog):
     import nltk
 
     asked = []
@@ -147,9 +147,9 @@ def test_missing_data_is_asked_of_the_downloader_and_then_of_the_user(monkeypatc
     with pytest.raises(BuildError, match=r"python -m nltk\.downloader averaged\w*\n(.|\n)*NLTK_DATA"):
         CaptionTagger()
     with pytest.raises(BuildError, match=r"python -m nltk\.downloader wordnet\n(.|\n)*NLTK_DATA"):
-        lemmatiser()
+        make_lemmatizer()
     assert asked == ["averaged_perceptron_tagger_eng", "wordnet"]
-    assert "trying NLTK's downloader" in capsys.readouterr().err
+    assert "trying NLTK's downloader" in caplog.text
 
 
 def test_data_that_the_downloader_brings_is_enough(monkeypatch):

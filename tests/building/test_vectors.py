@@ -82,7 +82,7 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch):
     with pytest.raises(BuildError, match="neither a folder that exists nor a name on the hub"):
         embeddings_of("./not/there")
     (tmp_path / "glove.txt").write_text("dog 1 2")
-    with pytest.raises(BuildError, match="a file of word vectors goes to --word-vectors"):
+    with pytest.raises(BuildError, match="pass a file of word vectors as word_vectors"):
         embeddings_of(str(tmp_path / "glove.txt"))
     with pytest.raises(BuildError, match="neither a folder"):
         embeddings_of("")
@@ -93,7 +93,7 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch):
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
-    with pytest.raises(BuildError, match=r"hub.*cannot be reached.*pass the folder: --plm FOLDER"):
+    with pytest.raises(BuildError, match=r"hub.*cannot be reached.*pass the folder: plm=FOLDER"):
         embeddings_of("someone/some-model")
 
 

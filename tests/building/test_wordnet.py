@@ -1,7 +1,7 @@
 import pytest
 
 from vqct_plugin.building.vectors import LanguageModel
-from vqct_plugin.building.wordnet import WordNetGlosses, wordnet_words, words_of
+from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known
 
 pytestmark = pytest.mark.usefixtures("nltk_data")
 PARTS = ("adjective", "noun")
@@ -10,7 +10,7 @@ PARTS = ("adjective", "noun")
 @pytest.fixture(scope="module")
 def of_bert(minilm, nltk_data):
     """MiniLM has the vocabulary of bert-base-uncased."""
-    return words_of(LanguageModel(minilm).whole_words(), PARTS)
+    return select_known(LanguageModel(minilm).whole_words(), PARTS)
 
 
 def test_the_words_of_berts_vocabulary(of_bert):
@@ -27,18 +27,18 @@ def test_words_for_what_cannot_be_seen_and_slips_of_part_of_speech_are_left_out(
 
 
 def test_only_words_in_lower_case_that_wordnet_has():
-    found = words_of(
+    found = select_known(
         ["dog", "Dog", "dogs", "gril", "##og", "a", "snow-white", "dog's", "42", "\u0142\u00f3d\u017a"], PARTS
     )
     assert found == {"adjective": ["snow-white"], "noun": ["dog"]}
 
 
 def test_other_parts_of_speech_come_on_request():
-    assert words_of(["run", "quickly", "red"], ("verb", "adverb")) == {"verb": ["run"], "adverb": ["quickly"]}
+    assert select_known(["run", "quickly", "red"], ("verb", "adverb")) == {"verb": ["run"], "adverb": ["quickly"]}
 
 
 def test_wordnets_own_words_are_single_and_no_names():
-    words = wordnet_words(PARTS)
+    words = list_wordnet_words(PARTS)
     assert {part: len(found) for part, found in words.items()} == {"adjective": 19_929, "noun": 24_177}
     assert {"dachshund", "feather", "staircase"} <= set(words["noun"])
     assert not {"paris", "einstein", "ice_cream", "theory"} & set(words["noun"])

@@ -55,7 +55,7 @@ def test_an_error_is_one_sentence_on_stderr(captions, tmp_path, capsys):
     output = tmp_path / "prior.safetensors"
     output.write_text("mine")
     assert main(["--plm", "any/model", "--captions", str(captions), "--output", str(output)]) == 1
-    assert capsys.readouterr().err == f"vqct-build-prior: output {output} exists; use --force to replace it\n"
+    assert capsys.readouterr().err == f"vqct-build-prior: {output} exists; pass --force to replace it\n"
     assert output.read_text() == "mine"
 
 
@@ -110,7 +110,7 @@ def test_without_an_output_the_file_is_named_by_the_model(captions, minilm, tmp_
     }  # fmt: skip
     assert capsys.readouterr().out == ""
     assert main(["--plm", minilm, *common]) == 1
-    assert "model_prior.safetensors exists; use --force" in capsys.readouterr().err
+    assert "model_prior.safetensors exists; pass --force" in capsys.readouterr().err
 
 
 def test_flags_of_several_values_are_what_the_function_takes(captions, monkeypatch):

@@ -10,7 +10,7 @@ pytest.importorskip("pytorch_lightning", reason="the hosts are LightningModules"
 pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.compat.test_taming_imports import ROOT, python
-from tests.hosts.toy import BY_HAND, dd_config, fit, images, params, trainer, vqct_params
+from tests.hosts.toy import BY_HAND, dd_config, fit, images, make_trainer, params, vqct_params
 from vqct_plugin.compat.lightning import lightning_version
 from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.hosts.taming import VQModel, for_installed_lightning
@@ -81,9 +81,9 @@ def test_losses_are_those_of_the_loop_written_out(cls, accumulate):
 @pytest.mark.parametrize(("accumulate", "seen", "in_all"), [(1, [0, 1, 2, 3, 4], 5), (2, [0, 0, 1, 1, 2], 3)])
 def test_a_step_is_a_batch_for_both_optimizers(accumulate, seen, in_all):
     model = VQModel(**vqct_params(loss={"disc_start": 2}))
-    its_trainer = fit(model, images(5), accumulate=accumulate)
+    trainer = fit(model, images(5), accumulate=accumulate)
     assert steps(model) == [(optimizer_idx, step) for step in seen for optimizer_idx in (0, 1)]
-    assert its_trainer.global_step == in_all
+    assert trainer.global_step == in_all
     before_start = [value for _, index, step, _, value in model.loss.calls if index == 1 and step < 2]
     assert before_start == [0.0] * sum(step < 2 for step in seen)
     assert all(value > 0 for _, index, step, _, value in model.loss.calls if index == 1 and step >= 2)
@@ -91,9 +91,9 @@ def test_a_step_is_a_batch_for_both_optimizers(accumulate, seen, in_all):
 
 def test_steps_go_on_over_epochs_and_max_steps_counts_batches():
     model = Stock(**params())
-    its_trainer = fit(model, images(3), max_epochs=5, max_steps=7)
+    trainer = fit(model, images(3), max_epochs=5, max_steps=7)
     assert steps(model) == [(index, step) for step in range(7) for index in (0, 1)]
-    assert its_trainer.global_step == 7 or not BY_HAND  # 1.0.8 leaves off before it counts the last one
+    assert trainer.global_step == 7 or not BY_HAND  # 1.0.8 leaves off before it counts the last one
 
 
 def test_two_accumulated_batches_are_one_of_twice_the_size():
@@ -128,8 +128,8 @@ def test_clipping_bounds_each_optimizers_gradients(algorithm):
 
 def test_validation_logs_what_the_host_logs_twice():
     model = VQModel(**vqct_params())
-    its_trainer = fit(model, images(2), val=images(2, seed=1))
-    assert {"val/rec_loss", "val/aeloss", "val/disc_loss"} <= set(its_trainer.callback_metrics)
+    trainer = fit(model, images(2), val=images(2, seed=1))
+    assert {"val/rec_loss", "val/aeloss", "val/disc_loss"} <= set(trainer.callback_metrics)
     assert steps(model, "val")[:2] == ([(0, 2), (1, 2)] if BY_HAND else [(0, 1), (1, 1)])
 
 
@@ -150,9 +150,9 @@ def test_a_model_with_one_optimizer_keeps_lightnings_own_optimization():
     before = model.decoder.conv_out.weight.detach().clone()
     for batch in data.dataset:
         batch["image"] = (batch["image"] > 0).float()
-    its_trainer = fit(model, data, val=data, accumulate=2)
-    assert "val/total_loss" in its_trainer.callback_metrics
-    assert its_trainer.global_step == 2
+    trainer = fit(model, data, val=data, accumulate=2)
+    assert "val/total_loss" in trainer.callback_metrics
+    assert trainer.global_step == 2
     assert not torch.equal(before, model.decoder.conv_out.weight)
 
 
@@ -170,8 +170,8 @@ def test_gumbel_vq_trains_and_validates():
             },
         )
     )  # fmt: skip
-    its_trainer = fit(model, images(3), val=images(1))
-    assert "val/rec_loss" in its_trainer.callback_metrics
+    trainer = fit(model, images(3), val=images(1))
+    assert "val/rec_loss" in trainer.callback_metrics
     assert model.quantize.temperature < 0.9
 
 
@@ -201,8 +201,8 @@ def test_learning_rate_schedulers_step_as_in_automatic_optimization(interval):
             return optimizers, [{"scheduler": halve, "interval": interval, "frequency": 1}]
 
     model = for_installed_lightning(Scheduled)(**params())
-    its_trainer = fit(model, images(5), max_epochs=2, lr=1.0, accumulate=2)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in its_trainer.optimizers]
+    trainer = fit(model, images(5), max_epochs=2, lr=1.0, accumulate=2)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     assert rates == [0.5 ** (6 if interval == "step" else 2), 1.0]
 
 
@@ -311,9 +311,9 @@ def test_the_trainer_knows_how_many_steps_there_will_be():
 @by_hand
 def test_the_trainer_can_be_used_again():
     model = Stock(**params())
-    its_trainer = trainer(model, accumulate=2)
+    trainer = make_trainer(model, accumulate=2)
     model.learning_rate = 1e-3
-    its_trainer.fit(model, images(2))
-    its_trainer.fit_loop.max_epochs = 2
-    its_trainer.fit(model, images(2))
-    assert its_trainer.global_step == 2
+    trainer.fit(model, images(2))
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, images(2))
+    assert trainer.global_step == 2

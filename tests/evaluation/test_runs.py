@@ -64,7 +64,7 @@ def photographs(tmp_path):
     for i, name in enumerate(FILES):
         image = Image.fromarray(_read(name))
         image.crop((0, 0, 70 + i, 64)).save(folder / f"{i}.png")
-        image.crop((100, 50, 180, 120 + i)).convert("L").save(folder / f"grey{i}.jpg")
+        image.crop((100, 50, 180, 120 + i)).convert("L").save(folder / f"gray{i}.jpg")
     for i in range(2):
         (folder / f"{i}.png").unlink()
     return folder
@@ -192,10 +192,10 @@ def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tm
         np.concatenate([s[f"inception.{kind}_features"] for s in pieces]).astype(np.float64)
         for kind in ("original", "reconstruction")
     )
-    # the trace of the root of C1 C2 is the nuclear norm of A B^T, where C = A^T A of the centred features
-    centred = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b)]
-    root = np.linalg.norm(centred[0] @ centred[1].T, "nuc")
-    fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + (centred[0] ** 2).sum() + (centred[1] ** 2).sum() - 2 * root
+    # the trace of the root of C1 C2 is the nuclear norm of A B^T, where C = A^T A of the centered features
+    centered = [(x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b)]
+    root = np.linalg.norm(centered[0] @ centered[1].T, "nuc")
+    fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + (centered[0] ** 2).sum() + (centered[1] ** 2).sum() - 2 * root
     assert figures.of_set["rfid"] == pytest.approx(fid, rel=0.02)
     assert figures.of_set["inception_score"] >= 1
     # an environment variable says the same as the argument
@@ -207,7 +207,7 @@ def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tm
 
 def test_runs_on_other_images_are_told_of(trained, tmp_path):
     its = [quick([trained[name]], tmp_path / name, limit=2)[0] for name in ("stock", "vqct")]
-    differ = "validation sets of their own, which differ"
+    differ = "the runs have different validation sets"
     assert not any(differ in line for line in list_notes(its))
     other = quick([trained["stock"]], tmp_path / "c", limit=2, overrides=("data.params.validation.params.size=96",))
     assert sum(differ in line for line in list_notes([*its, *other])) == 1
@@ -239,7 +239,7 @@ def test_what_cannot_be_evaluated_is_refused(trained, photographs, tmp_path, cap
     refused(capsys, "size is 33; expected a multiple of 2", ours, "--images", photographs, "--size", "33", *output)
     refused(capsys, "size goes with images", ours, "--size", "32", *output)
     refused(capsys, "neither a checkpoint nor a run's folder", tmp_path / "none", *output)
-    refused(capsys, "expected 1 or more", ours, "--batch_size", "0", *output)
+    refused(capsys, "expected 1 or more", ours, "--batch-size", "0", *output)
     refused(capsys, "limit is 0; expected 1 or more", ours, "--limit", "0", *output)
     refused(capsys, "workers is -1; expected 0 or more", ours, "--workers", "-1", *output)
     refused(capsys, "size is -2; expected 1", ours, "--images", photographs, "--size", "-2", *output)

@@ -27,8 +27,8 @@ loaded = sys.modules.get("main")
 assert (loaded is not None and loaded.__file__.startswith(root)) == (main == "its-own"), loaded
 if main == "its-own":
     import taming.data.utils  # noqa: F401  what a YAML's data sets import, later
-its_trainer = fit(VQModel(**vqct_params()), images(2), val=images(1))
-assert "val/rec_loss" in its_trainer.callback_metrics
+trainer = fit(VQModel(**vqct_params()), images(2), val=images(1))
+assert "val/rec_loss" in trainer.callback_metrics
 fit(for_installed_lightning(host.VQModel)(**{k: v for k, v in vqct_params().items() if k in (
     "ddconfig", "lossconfig", "n_embed", "embed_dim")}), images(1))  # fmt: skip
 print("trained")

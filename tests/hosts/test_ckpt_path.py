@@ -51,7 +51,7 @@ def test_a_stock_vqgan_gives_all_but_its_codebook(stock, caplog):
     number = len(model.state_dict()) - 1
     assert "Left out quantize.embedding.weight (40, 16), a learned codebook" in printed
     assert f"Restored {number} of the model's {len(loaded.state_dict())} tensors" in printed
-    assert "Not in the checkpoint, as initialised: quantize." in printed
+    assert "Not in the checkpoint, as initialized: quantize." in printed
 
 
 def test_a_stock_vqgan_gives_all_to_a_stock_model(stock):

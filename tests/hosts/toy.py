@@ -63,7 +63,7 @@ def images(number, batch_size=2, seed=0, channels=3, size=16):
     return DataLoader([{"image": image} for image in data], batch_size=batch_size)
 
 
-def trainer(model, accumulate=1, clip=None, clip_algorithm="norm", **options):
+def make_trainer(model, accumulate=1, clip=None, clip_algorithm="norm", **options):
     """A quiet Trainer. Where Lightning refuses accumulation and clipping, the model is told instead."""
     options = {"max_epochs": 1, "logger": False, "num_sanity_val_steps": 0, **options}
     if lightning_version() < (1, 6):
@@ -83,6 +83,6 @@ def trainer(model, accumulate=1, clip=None, clip_algorithm="norm", **options):
 
 def fit(model, batches, val=None, lr=1e-3, **options):
     model.learning_rate = lr
-    its_trainer = trainer(model, **options)
-    its_trainer.fit(model, batches, *([val] if val is not None else []))
-    return its_trainer
+    trainer = make_trainer(model, **options)
+    trainer.fit(model, batches, *([val] if val is not None else []))
+    return trainer

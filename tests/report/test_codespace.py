@@ -1,4 +1,4 @@
-"""Neighbours, moves and one step of training, against what they are by other means."""
+"""Neighbors, moves and one step of training, against what they are by other means."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.conftest import make_prior
 from vqct_plugin.prior import CodebookPrior
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 from vqct_plugin.report.codespace import (
-    find_neighbours,
+    find_neighbors,
     get_codebook,
     get_word_vectors,
     measure_moves,
@@ -29,7 +29,7 @@ def vectors():
 def test_the_nearest_are_those_of_scikit_learn(vectors):
     neighbors = pytest.importorskip("sklearn.neighbors")
     for metric in ("cosine", "euclidean"):
-        found = find_neighbours(vectors, PARTS, 5, metric)
+        found = find_neighbors(vectors, PARTS, 5, metric)
         for part in (0, 1):
             places = np.flatnonzero(part == PARTS)
             own = vectors[places]
@@ -38,12 +38,12 @@ def test_the_nearest_are_those_of_scikit_learn(vectors):
 
 
 def test_a_part_of_few_codes_has_few_neighbours(vectors):
-    found = find_neighbours(vectors[:5], np.array([0, 0, 0, 1, 1]), 4, "euclidean")
+    found = find_neighbors(vectors[:5], np.array([0, 0, 0, 1, 1]), 4, "euclidean")
     assert ((found >= 0).sum(axis=1) == [2, 2, 2, 1, 1]).all()
     assert found[3, 0] == 4
 
 
-def test_neighbours_kept_counts_the_common_ones():
+def test_neighbors_kept_counts_the_common_ones():
     before = np.array([[1, 2, 3], [0, 2, 3], [1, -1, -1]])
     after = np.array([[3, 1, 9], [7, 8, 9], [1, -1, -1]])
     assert share_kept(before, after) == pytest.approx([2 / 3, 0, 1])

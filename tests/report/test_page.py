@@ -151,9 +151,9 @@ def test_a_run_without_a_log_and_words_of_ones_own(runs, tmp_path):
 def test_refusals(runs, page, capsys, tmp_path):
     before = page.read_bytes()
     for words, sentence in (
-        ([runs[0], "-o", page.parent], "index.html exists; write over it with force"),
-        ([runs[0], "-o", tmp_path / "a", "--size_shown", "24"], "size_shown is 24; expected a multiple of 16"),
-        ([runs[0], "-o", tmp_path / "a", "--images_shown", "0"], "images_shown is 0; expected 1 or more"),
+        ([runs[0], "-o", page.parent], "index.html exists; pass --force to replace it"),
+        ([runs[0], "-o", tmp_path / "a", "--size-shown", "24"], "--size-shown is 24; expected a multiple of 16"),
+        ([runs[0], "-o", tmp_path / "a", "--images-shown", "0"], "--images-shown is 0; expected 1 or more"),
         ([tmp_path / "none", "-o", tmp_path / "a"], "neither a checkpoint nor a run's folder"),
     ):
         assert main([*map(str, words), "--limit", "4", "--quiet"]) == 1
@@ -162,7 +162,7 @@ def test_refusals(runs, page, capsys, tmp_path):
         assert sentence in told
     assert page.read_bytes() == before
     shutil.copy(page, tmp_path / "index.html")
-    assert main([str(runs[0]), "-o", str(tmp_path), "--images_shown", "2", "--limit", "4", "--quiet", "--force"]) == 0
+    assert main([str(runs[0]), "-o", str(tmp_path), "--images-shown", "2", "--limit", "4", "--quiet", "--force"]) == 0
     assert str(tmp_path / "index.html") in capsys.readouterr().out
     assert (tmp_path / "index.html").read_bytes() != before
 
@@ -236,18 +236,18 @@ def test_pointing_shows_the_words(opened, page):
     assert tab.locator(".tip").is_hidden()
 
 
-def test_a_map_has_the_colours_of_its_codes(opened, page):
+def test_a_map_has_the_colors_of_its_codes(opened, page):
     its = data_of(page)["runs"][1]
     tab = opened()
     tab.get_by_role("button", name="noun map").click()
     pixels = tab.evaluate(
         """() => {
-          const canvas = document.querySelector("canvas.colour");
+          const canvas = document.querySelector("canvas.color");
           return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
         }"""
     )
-    colours = [its["colours"][code] for code in its["maps"][0][1]]
-    expected = [[*(int(colour[i : i + 2], 16) for i in (1, 3, 5)), 255] for colour in colours]
+    colors = [its["colors"][code] for code in its["maps"][0][1]]
+    expected = [[*(int(color[i : i + 2], 16) for i in (1, 3, 5)), 255] for color in colors]
     assert [pixels[i : i + 4] for i in range(0, len(pixels), 4)] == expected
     tab.get_by_role("button", name="stock", exact=True).click()
     assert tab.locator(".layers button").all_inner_texts() == ["photograph", "code map"]
@@ -292,14 +292,14 @@ def test_text_can_be_read_on_its_ground(opened, scheme):
     tab = opened(color_scheme=scheme)
     worst = tab.evaluate(
         """() => {
-          const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+          const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
           const linear = (v) => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
           const light = ([r, g, b]) => [r, g, b].map(linear)
             .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
           const ground = (element) => {
             for (let it = element; it; it = it.parentElement) {
-              const colour = numbers(getComputedStyle(it).backgroundColor);
-              if (colour.length === 3 || colour[3] === 1) return colour;
+              const color = numbers(getComputedStyle(it).backgroundColor);
+              if (color.length === 3 || color[3] === 1) return color;
             }
             return [255, 255, 255];
           };

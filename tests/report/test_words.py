@@ -12,7 +12,7 @@ from tests.conftest import make_prior
 from tests.evaluation.test_metrics import Model
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 from vqct_plugin.report.words import (
-    colour_codes,
+    color_codes,
     count_each_image,
     encode_images,
     find_commonest,
@@ -95,9 +95,9 @@ def test_stock_codes_are_called_by_their_numbers():
 def test_like_codes_have_like_colours():
     angle = np.linspace(0, 2 * math.pi, 30, endpoint=False)
     circle = np.column_stack([np.cos(angle), np.sin(angle), 0.01 * np.random.RandomState(0).randn(30)])
-    colours = colour_codes(circle, np.zeros(30, dtype=int))
-    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
-    rgb = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in colours], dtype=float)
+    colors = color_codes(circle, np.zeros(30, dtype=int))
+    assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors)
+    rgb = np.array([[int(color[i : i + 2], 16) for i in (1, 3, 5)] for color in colors], dtype=float)
     middle = rgb - rgb.mean(axis=0)
     across = (middle * np.roll(middle, 15, axis=0)).sum() / (middle**2).sum()
     beside = (middle * np.roll(middle, 1, axis=0)).sum() / (middle**2).sum()

@@ -12,7 +12,7 @@ pytest.importorskip("omegaconf")
 from PIL import Image
 
 from vqct_plugin.runs.config import ConfigError, DataError
-from vqct_plugin.runs.datasets import CUB, Batches, DataModuleFromConfig, Images, LabelledImages, _Items
+from vqct_plugin.runs.datasets import CUB, Batches, DataModuleFromConfig, Images, LabeledImages, _Items
 from vqct_plugin.runs.photographs import FILES, Photographs
 
 
@@ -128,7 +128,7 @@ def test_the_crop_is_the_middle_or_anywhere_and_flips_are_mirrors(photographs_on
 
 
 def test_larger_images_are_scaled_to_their_shorter_side(tmp_path):
-    Image.new("L", (90, 61), 255).save(tmp_path / "grey.png")  # and a grey one becomes RGB
+    Image.new("L", (90, 61), 255).save(tmp_path / "gray.png")  # and a gray one becomes RGB
     item = Images(tmp_path, 30)[0]["image"]
     assert item.shape == (30, 30, 3)
     assert np.all(item == 1)
@@ -230,7 +230,7 @@ def picture(path, pixels):
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     """Images whose red is their label times ten, and the label maps."""
     rng = np.random.RandomState(0)
     for i in range(3):
@@ -241,8 +241,8 @@ def labelled(tmp_path):
 
 
 @pytest.mark.parametrize("how", [{}, {"random_crop": True, "flip": True}])
-def test_an_image_and_its_labels_are_cropped_and_flipped_alike(labelled, how):
-    data = LabelledImages(labelled / "images", labelled / "labels", 5, 48, **how)  # the shorter side: no resizing
+def test_an_image_and_its_labels_are_cropped_and_flipped_alike(labeled, how):
+    data = LabeledImages(labeled / "images", labeled / "labels", 5, 48, **how)  # the shorter side: no resizing
     random.seed(0)
     seen = set()
     for _ in range(20):
@@ -255,9 +255,9 @@ def test_an_image_and_its_labels_are_cropped_and_flipped_alike(labelled, how):
     assert len(seen) > 5 if how else len(seen) == 1
 
 
-def test_labels_are_never_mixed_by_resizing(labelled):
-    picture(labelled / "labels" / "a" / "0.png", np.kron([[0, 4], [4, 0]], np.ones((24, 32))))
-    item = LabelledImages(labelled / "images", labelled / "labels", 5, 20)[0]
+def test_labels_are_never_mixed_by_resizing(labeled):
+    picture(labeled / "labels" / "a" / "0.png", np.kron([[0, 4], [4, 0]], np.ones((24, 32))))
+    item = LabeledImages(labeled / "images", labeled / "labels", 5, 20)[0]
     assert set(np.unique(item["segmentation"].argmax(-1))) == {0, 4}
 
 
@@ -270,26 +270,26 @@ def test_labels_are_never_mixed_by_resizing(labelled):
         (lambda f: picture(f / "labels/a/0.png", np.zeros((48, 64, 3))), "has 3 channels; expected one"),
     ],
 )
-def test_label_maps_that_do_not_fit_are_refused(labelled, change, sentence):
-    change(labelled)
+def test_label_maps_that_do_not_fit_are_refused(labeled, change, sentence):
+    change(labeled)
     with pytest.raises(DataError, match=sentence):
-        LabelledImages(labelled / "images", labelled / "labels", 5, 48)[0]
+        LabeledImages(labeled / "images", labeled / "labels", 5, 48)[0]
 
 
-def test_label_sets_that_cannot_be_are_refused(labelled):
+def test_label_sets_that_cannot_be_are_refused(labeled):
     with pytest.raises(DataError, match="there is no folder of label maps"):
-        LabelledImages(labelled / "images", labelled / "none", 5, 48)
+        LabeledImages(labeled / "images", labeled / "none", 5, 48)
     with pytest.raises(DataError, match="n_labels is 1; expected an integer of 2 or more"):
-        LabelledImages(labelled / "images", labelled / "labels", 1, 48)
+        LabeledImages(labeled / "images", labeled / "labels", 1, 48)
 
 
-def test_a_list_file_is_looked_up_in_its_root(labelled):
-    (labelled / "lists").mkdir()
-    (labelled / "lists" / "val.txt").write_text("a/2.png\na/0.png\n")
-    data = Images(labelled / "lists" / "val.txt", 48, root=labelled / "images")
+def test_a_list_file_is_looked_up_in_its_root(labeled):
+    (labeled / "lists").mkdir()
+    (labeled / "lists" / "val.txt").write_text("a/2.png\na/0.png\n")
+    data = Images(labeled / "lists" / "val.txt", 48, root=labeled / "images")
     assert [path.name for path in data.paths] == ["2.png", "0.png"]
     assert data[1]["image"].shape == (48, 48, 3)
-    data = LabelledImages(labelled / "lists" / "val.txt", labelled / "labels", 5, 48, root=labelled / "images")
+    data = LabeledImages(labeled / "lists" / "val.txt", labeled / "labels", 5, 48, root=labeled / "images")
     assert data[0]["file_path_"].endswith("a/2.png")
     assert data[0]["segmentation"].shape == (48, 48, 5)
 

@@ -89,7 +89,7 @@ def pixels(folder):
 
 @pytest.mark.parametrize("kind", ["ours", "hosts"])
 def test_images_of_a_run(runs, kind, tmp_path, capsys):
-    words = [str(runs[kind]), "-n", "5", "--batch_size", "2", "-k", "20", "-p", "0.9", "-t", "1.1", "--device", "cpu"]
+    words = [str(runs[kind]), "-n", "5", "--batch-size", "2", "-k", "20", "-p", "0.9", "-t", "1.1", "--device", "cpu"]
     assert main([*words, "-o", str(tmp_path / "a")]) == 0
     assert "5 images in" in capsys.readouterr().out
     drawn = pixels(tmp_path / "a")
@@ -100,7 +100,7 @@ def test_images_of_a_run(runs, kind, tmp_path, capsys):
     for i, image in enumerate(drawn):
         assert (grid[i // 3 * 18 :, i % 3 * 18 :][:16, :16] == image).all()
     # the same seed gives the same images, in other batches too; another seed others
-    assert main([*words, "--batch_size", "5", "--no_grid", "-o", str(tmp_path / "b")]) == 0
+    assert main([*words, "--batch-size", "5", "--no-grid", "-o", str(tmp_path / "b")]) == 0
     assert not (tmp_path / "b" / "grid.png").exists()
     for one, other in zip(drawn, pixels(tmp_path / "b")):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1

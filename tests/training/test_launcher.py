@@ -165,7 +165,7 @@ def test_logging_changes_nothing_of_training(here, monkeypatch):
 
     plain = VQModel.log_images
 
-    def drawing(self, batch, **keywords):  # as taming's segmentation model draws its colours
+    def drawing(self, batch, **keywords):  # as taming's segmentation model draws its colors
         torch.rand(3)
         return plain(self, batch, **keywords)
 
@@ -192,7 +192,7 @@ def test_gpus_are_taken_as_taming_takes_them():
     assert devices({"accelerator": "gpu", "devices": [0, 1]}, {}, "2,3") == ("gpu", [2, 3])
     assert devices({"gpus": "0,1"}, {"accelerator": "cpu", "devices": 2}) == ("cpu", 2)
     assert _merge_trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
-    with pytest.raises(ConfigError, match="gpus and devices say the same; give one of them"):
+    with pytest.raises(ConfigError, match="gpus and devices mean the same; give only one of them"):
         devices({}, {"devices": 2}, "0,")
 
 
@@ -210,7 +210,7 @@ REFUSED = [
     ({}, [], {"max_epoch": 3}, "has no argument 'max_epoch'; did you mean max_epochs"),
     ({}, [], {"precision": "17"}, "Lightning's Trainer refuses its arguments"),
     ({}, [], {"gpus": "zero"}, "gpus is 'zero'; expected the numbers of GPUs"),
-    ({}, [], {"logger": False}, r"lightning\.trainer\.logger is not taken; say it with lightning\.logger"),
+    ({}, [], {"logger": False}, r"lightning\.trainer\.logger is not supported; use lightning\.logger instead"),
     ({}, ["lightning.callbacks.mine.target=no.where.Callback"], {}, "there is no module no"),
     ({}, ["lightning.modelcheckpoint.params.save_topk=1"], {}, "did you mean save_top_k"),
     ({}, ["lightning.callbacks.image_logger.params.batch_frequency=0"], {}, "batch_frequency is 0"),

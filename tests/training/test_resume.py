@@ -56,7 +56,7 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(where, tmp_path):
     folder = killed(broken, words, "logs/*/checkpoints/last.ckpt")
     steps = last(broken)["global_step"]
     done = vqct_train(broken, "-r", folder.relative_to(broken))
-    assert "going on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert 0 < steps < 28
     assert last(whole)["global_step"] == 28
     assert_same(last(whole), last(broken))

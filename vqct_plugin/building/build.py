@@ -16,16 +16,16 @@ from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import Captions, PathLike, open_captions
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.neighbours import across_parts, for_the_lonely
+from vqct_plugin.building.neighbors import connect_isolated, connect_parts
 from vqct_plugin.building.report import BuildReport
-from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, known_to_wordnet, tagged_with
+from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, describe_tagger, is_in_wordnet
 from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptEncodings, WordVectors, check_prompts
-from vqct_plugin.building.wordnet import WordNetGlosses, wordnet_words, words_of
+from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known
 from vqct_plugin.prior import CodebookPrior
 
 WORDS = ("captions", "model", "wordnet")
 VECTORS = ("embeddings", "prompts")
-EDGE_KINDS = ("cooccurrence", "neighbours", "both", "filled")
+EDGE_KINDS = ("cooccurrence", "neighbors", "both", "filled")
 DTYPES = ("float32", "float16")
 MIN_COUNT = 10  # the authors' threshold
 
@@ -53,7 +53,7 @@ def build_prior(
     keep_words: Optional[PathLike] = None,
     drop_words: Optional[PathLike] = None,
     edges: str = "cooccurrence",
-    neighbours: int = 5,
+    neighbors: int = 5,
     dtype: str = "float32",
     batch_size: int = 256,
     workers: int = 1,
@@ -79,8 +79,8 @@ def build_prior(
             vectors does not have, is dropped and reported; if these are more than half, that is an error.
         prompts: part of speech -> text with one ``{}``; the authors' are ``"a photo of {} object"`` for adjectives and
             ``"a photo of {}"`` for others.
-        standardize: centre each dimension of the vectors over all words and scale it to standard deviation 1.
-        caption_format: the format of all corpora; ``"auto"`` tells it from their first lines.
+        standardize: center each dimension of the vectors over all words and scale it to standard deviation 1.
+        caption_format: the format of all corpora; ``"auto"`` detects it from their first lines.
         caption_field: where captions stand in JSON records, and the column of CSV, TSV and Parquet.
         glosses: count WordNet's glosses too (of adjectives and of nouns that can be seen), beside the captions.
         words: ``"captions"``, the words seen there; ``"model"``, the language model's whole words that WordNet knows;
@@ -88,16 +88,16 @@ def build_prior(
             are any, then ``"model"``, then (with ``word_vectors``) ``"wordnet"``.
         parts: parts of speech, of ``adjective noun verb adverb``, in this order in the prior.
         min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
-        max_words: at most so many of the commonest words in each part, or a mapping from parts to numbers.
+        max_words: the number of most frequent words kept in each part, or a mapping from parts to numbers.
         only_wordnet: keep only words that WordNet lists in that part of speech (no typos, no slips of the tagger).
         keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
         drop_words: a text file of words to leave out, written the same way.
-        edges: ``"cooccurrence"``, words side by side; ``"neighbours"``, each word and the words of other parts with
+        edges: ``"cooccurrence"``, words side by side; ``"neighbors"``, each word and the words of other parts with
             the nearest vectors, each such edge with a count of 1; ``"both"``, which leaves no word without an edge; or
-            ``"filled"``, words side by side, and each word that has fewer than ``neighbours`` such relatives among
+            ``"filled"``, words side by side, and each word that has fewer than ``neighbors`` such relatives among
             words no rarer than itself is tied to the nearest of those (count 1), so that whichever of the commonest
             words ``CodebookPrior.select`` takes, every one of them has relatives.
-        neighbours: how many nearest words each word is tied to, where ``edges`` says so.
+        neighbors: how many nearest words each word is tied to, where ``edges`` says so.
         dtype: what the vectors are stored as, ``"float32"`` or ``"float16"``.
         batch_size: words encoded at a time; may change the last digits of prompt encodings.
         workers: processes of this machine that tag captions.
@@ -117,12 +117,12 @@ def build_prior(
         min_count = MIN_COUNT if words == "captions" else -1
     elif min_count < 0:
         raise BuildError(f"min_count is {min_count}; expected 0 (every word seen) or more")
-    parts = _checked_parts(parts)
-    most = _checked_most(max_words, parts)
+    parts = _check_parts(parts)
+    most = _check_max_words(max_words, parts)
     _check_choices(
         {"words": (words, WORDS), "vectors": (vectors, VECTORS), "edges": (edges, EDGE_KINDS), "dtype": (dtype, DTYPES)}
     )
-    _check_numbers({"neighbours": neighbours, "batch_size": batch_size, "workers": workers})
+    _check_numbers({"neighbors": neighbors, "batch_size": batch_size, "workers": workers})
     _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler)
     for path in (output, picture):
         _check_output(path, force)
@@ -138,27 +138,27 @@ def build_prior(
     if glosses:
         corpora.append(WordNetGlosses())
 
-    with _timed(seconds, "language model"):
+    with _measure_time(seconds, "language model"):
         language_model = LanguageModel(plm, plm_name) if plm is not None else None
-        source = _vector_source(language_model, word_vectors, plm_name, vectors, prompts)
-    with _timed(seconds, "tagging"):
+        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts)
+    with _measure_time(seconds, "tagging"):
         counted = count_captions(corpora, parts, workers, scheduler, progress)
-    with _timed(seconds, "words"):
+    with _measure_time(seconds, "words"):
         kept = counted
         if words == "wordnet":
-            kept = kept.among(wordnet_words(parts))
+            kept = kept.among(list_wordnet_words(parts))
         elif words == "model" and language_model is not None:
-            kept = kept.among(words_of(language_model.whole_words(), parts))
+            kept = kept.among(select_known(language_model.whole_words(), parts))
         kept = kept.more_than(min_count)
         if only_wordnet:
-            kept = kept.only(known_to_wordnet)
+            kept = kept.only(is_in_wordnet)
         if kept_list is not None:
             chosen = kept_list
             kept = kept.only(lambda word, part: (word, part) in chosen)
         kept = kept.without(dropped)
         provenance: Dict[str, Any] = {
             "captions": [corpus.describe() for corpus in corpora],
-            "tagger": tagged_with(),
+            "tagger": describe_tagger(),
             "words": words,
             "min_count": min_count if min_count >= 0 else None,
             "max_words": most or None,
@@ -169,15 +169,15 @@ def build_prior(
             if path is not None:
                 digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
                 provenance[what] = {"file": Path(path).name, "sha256": digest}
-    with _timed(seconds, "vectors"):
-        prior, unknown = assemble(
+    with _measure_time(seconds, "vectors"):
+        prior, unknown = assemble_prior(
             kept,
             source,
             provenance,
             most=most,
             standardize=standardize,
             edges=edges,
-            neighbours=neighbours,
+            neighbors=neighbors,
             dtype=dtype,
             batch_size=batch_size,
             progress=progress,
@@ -186,18 +186,18 @@ def build_prior(
     if kept_list is not None:
         report.not_found = sorted({word for word, _ in kept_list} - set(prior.words))
     if output is not None:
-        with _timed(seconds, "writing"):
+        with _measure_time(seconds, "writing"):
             prior.save(output, overwrite=force)
         report.output = Path(output)
     if picture is not None:
         from vqct_plugin.building.pictures import draw_prior
 
-        with _timed(seconds, "picture"):
+        with _measure_time(seconds, "picture"):
             draw_prior(prior, picture, overwrite=force)
     return report
 
 
-def assemble(
+def assemble_prior(
     counts: WordCounts,
     source: VectorSource,
     provenance: Dict[str, Any],
@@ -205,7 +205,7 @@ def assemble(
     most: Optional[Mapping[str, int]] = None,
     standardize: bool = False,
     edges: str = "cooccurrence",
-    neighbours: int = 5,
+    neighbors: int = 5,
     dtype: str = "float32",
     batch_size: int = 256,
     progress: bool = False,
@@ -227,13 +227,13 @@ def assemble(
     for part in counts.parts:
         if not counts.words[part]:
             raise BuildError(
-                f"no {part} is left ({len(unknown)} words have no vector): give more captions, or lower --min-count"
+                f"no {part} is left ({len(unknown)} words have no vector): give more captions, or lower min_count"
             )
     vectors, known = source([word for word, _ in pairs], [part for _, part in pairs], batch_size, progress)
     assert known.all()
     if standardize:
-        vectors = _standardized(vectors)
-    with np.errstate(over="ignore"):  # an overflow is told of below
+        vectors = _standardize(vectors)
+    with np.errstate(over="ignore"):  # an overflow is reported below
         stored = vectors.astype(dtype)
     if not np.isfinite(stored).all():
         what = "overflow float16; store them as float32" if dtype == "float16" else "hold NaN or infinite values"
@@ -242,7 +242,7 @@ def assemble(
     place = {pair: i for i, pair in enumerate(pairs)}
     ends: List[Tuple[int, int]] = []
     edge_count: List[int] = []
-    if edges != "neighbours":
+    if edges != "neighbors":
         for (part, next_part), seen in counts.pairs.items():
             for (word, next_word), count in sorted(seen.items()):
                 ends.append((place[word, part], place[next_word, next_part]))
@@ -250,11 +250,11 @@ def assemble(
     seen_often = np.array([counts.words[part][word] for word, part in pairs])
     both_ends = np.array(ends, dtype=np.int64).reshape(-1, 2).T
     if edges == "filled":
-        near = for_the_lonely(vectors, part_of_speech, seen_often, both_ends, neighbours)
+        near = connect_isolated(vectors, part_of_speech, seen_often, both_ends, neighbors)
     elif edges == "cooccurrence":
         near = both_ends[:, :0]
     else:
-        near = across_parts(vectors, part_of_speech, neighbours)
+        near = connect_parts(vectors, part_of_speech, neighbors)
     prior = CodebookPrior(
         words=tuple(word for word, _ in pairs),
         part_of_speech=part_of_speech,
@@ -265,7 +265,7 @@ def assemble(
         parts=counts.parts,
         provenance={
             **provenance,
-            "edges": _edges_record(edges, neighbours, counts.parts),
+            "edges": _describe_edges(edges, neighbors, counts.parts),
             "language_model": source.name,
             "vectors": {
                 **source.describe(),
@@ -302,7 +302,7 @@ def read_words(path: PathLike, parts: Sequence[str] = PARTS) -> Set[Tuple[str, s
     return listed
 
 
-def _vector_source(
+def _make_source(
     language_model: Optional[LanguageModel],
     word_vectors: Optional[PathLike],
     name: Optional[str],
@@ -317,24 +317,24 @@ def _vector_source(
     return InputEmbeddings(language_model)
 
 
-def _standardized(vectors: np.ndarray) -> np.ndarray:
+def _standardize(vectors: np.ndarray) -> np.ndarray:
     exact = vectors.astype(np.float64)
     deviation = exact.std(0)
     return ((exact - exact.mean(0)) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
 
 
-def _edges_record(edges: str, neighbours: int, parts: Sequence[str]) -> str:
+def _describe_edges(edges: str, neighbors: int, parts: Sequence[str]) -> str:
     beside = "; ".join(f"{a} right before {b}" for a, b in EDGES if {a, b} <= set(parts))
-    near = f"each word and the {neighbours} words of other parts nearest by cosine, counted once"
+    near = f"each word and the {neighbors} words of other parts nearest by cosine, counted once"
     filled = (
-        f"each word with fewer than {neighbours} such relatives among the no rarer words of other parts, and the "
-        f"{neighbours} of those nearest by cosine, counted once"
+        f"each word with fewer than {neighbors} such relatives among the no rarer words of other parts, and the "
+        f"{neighbors} of those nearest by cosine, counted once"
     )
-    records = {"cooccurrence": beside, "neighbours": near, "both": f"{beside}; {near}", "filled": f"{beside}; {filled}"}
+    records = {"cooccurrence": beside, "neighbors": near, "both": f"{beside}; {near}", "filled": f"{beside}; {filled}"}
     return records[edges]
 
 
-def _checked_parts(parts: Sequence[str]) -> Tuple[str, ...]:
+def _check_parts(parts: Sequence[str]) -> Tuple[str, ...]:
     if isinstance(parts, str):
         parts = (parts,)
     wrong = [part for part in parts if part not in ALL_PARTS]
@@ -343,7 +343,7 @@ def _checked_parts(parts: Sequence[str]) -> Tuple[str, ...]:
     return tuple(parts)
 
 
-def _checked_most(max_words: Union[int, Mapping[str, int], None], parts: Sequence[str]) -> Dict[str, int]:
+def _check_max_words(max_words: Union[int, Mapping[str, int], None], parts: Sequence[str]) -> Dict[str, int]:
     if max_words is None:
         return {}
     most = dict(max_words) if isinstance(max_words, Mapping) else {part: max_words for part in parts}
@@ -378,28 +378,29 @@ def _check_together(
 ) -> None:
     """Refuse options that exclude each other."""
     if (plm is None) == (word_vectors is None):
-        raise BuildError(
-            "say where vectors come from: a language model (--plm) or a file (--word-vectors), one of them"
-        )
+        raise BuildError("expected one source of vectors: a language model (plm=...) or a file (word_vectors=...)")
     if word_vectors is not None and (vectors != "embeddings" or words == "model"):
-        raise BuildError("a file of word vectors takes no prompts and has no model's vocabulary: both need --plm")
+        raise BuildError("a file of word vectors takes no prompts and has no vocabulary of a model: both need plm=...")
     if prompts:
         check_prompts(prompts)
         if vectors != "prompts":
-            raise BuildError("prompts are given, but vectors are 'embeddings'; say --vectors prompts")
+            raise BuildError("prompts are given, but vectors are 'embeddings'; pass vectors='prompts'")
     if scheduler is not None and workers != 1:
-        raise BuildError("workers are processes of this machine; a Dask scheduler has its own: give one of the two")
+        raise BuildError(
+            "workers are processes of this machine, and a Dask scheduler has its own; "
+            "pass workers or scheduler, not both"
+        )
 
 
 def _check_output(output: Optional[PathLike], force: bool) -> None:
-    """Refuse now what could not be written after minutes of work."""
+    """Refuse before the long work what could not be written after it."""
     if output is None:
         return
     path = Path(output)
     if path.is_dir():
         raise BuildError(f"output {path} is a folder; name a file in it")
     if path.exists() and not force:
-        raise BuildError(f"output {path} exists; use --force to replace it")
+        raise BuildError(f"{path} exists; pass force=True to replace it")
     if not path.absolute().parent.is_dir():
         raise BuildError(f"the folder of the output, {path.absolute().parent}, does not exist; make it first")
     if not os.access(str(path.absolute().parent), os.W_OK):
@@ -407,7 +408,7 @@ def _check_output(output: Optional[PathLike], force: bool) -> None:
 
 
 @contextmanager
-def _timed(seconds: Dict[str, float], stage: str) -> Iterator[None]:
+def _measure_time(seconds: Dict[str, float], stage: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start

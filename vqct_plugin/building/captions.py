@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union, cast
 
-from vqct_plugin.building.formats import FORMATS, HEAD, READERS, BuildError, Damage, Mended, recognised
+from vqct_plugin.building.formats import FORMATS, HEAD, READERS, BuildError, Damage, Mended, recognize_format
 
 STANDARD_INPUT = "-"
 _EXTENSIONS = (".txt", ".token", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # and these with .gz
@@ -26,13 +26,13 @@ class Captions:
     """A corpus: a file, a folder of files, an address that fsspec opens, or standard input.
 
     Iterating over it reads it once and gives the captions. After a whole pass ``captions``, ``damaged``, ``mended``,
-    ``files`` and ``sha256`` describe what was read. Gzip is told by its first bytes. In a folder every caption file
-    below it is read (``.txt .token .json .jsonl .ndjson .csv .tsv .parquet``, each also with ``.gz``), in the order of
-    their names; other files are counted in ``ignored``.
+    ``files`` and ``sha256`` describe what was read. Gzip is recognized by its first bytes. In a folder every caption
+    file below it is read (``.txt .token .json .jsonl .ndjson .csv .tsv .parquet``, each also with ``.gz``), in
+    the order of their names; other files are counted in ``ignored``.
 
     Args:
         path: a path, ``"-"`` for standard input, or an address such as ``s3://bucket/captions.txt``.
-        caption_format: one of ``FORMATS``; ``"auto"`` tells it from the first lines and the name.
+        caption_format: one of ``FORMATS``; ``"auto"`` detects it from the first lines and the name.
         field: where captions stand in JSON records, and the column of CSV, TSV and Parquet.
 
     Raises:
@@ -50,7 +50,7 @@ class Captions:
         self.size: Optional[int] = None if None in sizes else sum(cast(List[int], sizes))  # bytes
         self._formats: Dict[str, None] = {}  # in the order they were met
         if self._one and self.name != STANDARD_INPUT:  # a wrong file is refused before the long work
-            with self._opened(self._pieces[0]) as (stream, _, head):
+            with self._open(self._pieces[0]) as (stream, _, head):
                 self._start_over()
                 next(self._items(self._reader(stream, head, self._pieces[0]), self._pieces[0]), None)
         self._start_over()
@@ -70,7 +70,7 @@ class Captions:
         digests = []
         for piece in self._pieces:
             before = self.bytes_read
-            with self._opened(piece) as (stream, watched, head):
+            with self._open(piece) as (stream, watched, head):
                 where = f"{piece.below}, " if piece.below else ""
                 for item in self._items(self._reader(stream, head, piece), piece):
                     self.bytes_read = before + watched.seen
@@ -103,15 +103,15 @@ class Captions:
     def _check_whole(self) -> None:
         if self.damaged > self.captions:
             raise BuildError(
-                f"{self.shown_name}: {self.damaged:,} damaged lines and only {self.captions:,} captions, read as "
-                f"{self.format}; say what it is with --caption-format ({', '.join(FORMATS[1:])}). First: "
+                f"{self.shown_name}: {self.damaged:,} damaged lines, but only {self.captions:,} captions, read as "
+                f"{self.format}; name its format with caption_format ({', '.join(FORMATS[1:])}). First: "
                 + "; ".join(self.first_damaged)
             )
         if not self.captions:
             raise BuildError(f"{self.shown_name}: no caption in it, read as {self.format}")
 
     @contextmanager
-    def _opened(self, piece: "_Piece") -> Iterator[Any]:
+    def _open(self, piece: "_Piece") -> Iterator[Any]:
         try:
             raw = piece.open()
         except Exception as error:  # a file system of fsspec fails in its own ways
@@ -130,12 +130,12 @@ class Captions:
             yield stream, watched, head
 
     def _reader(self, stream: BinaryIO, head: bytes, piece: "_Piece") -> Iterator[Union[str, Damage]]:
-        form = recognised(head, piece.name, self._field) if self._forced == "auto" else self._forced
+        form = recognize_format(head, piece.name, self._field) if self._forced == "auto" else self._forced
         self._formats[form] = None
-        if form == "parquet":  # read from its end, so it is opened anew; the first stream is for the digest
+        if form == "parquet":  # read from its end, so it is opened again; the first stream is for the digest
             if self.name == STANDARD_INPUT or head[:2] == b"\x1f\x8b":
                 raise BuildError("Parquet is read from its end: it has to be a file, and not in gzip")
-            return _anew(piece, form, self._field)
+            return _reopen(piece, form, self._field)
         return READERS[form](stream, self._field)
 
     @property
@@ -164,7 +164,7 @@ class Captions:
         files = "" if self._one else f" in {self.files:,} files"
         lines = [f"{self.shown_name}: {self.captions:,} captions{files} ({self.format})"]
         if self.ignored:
-            lines.append(f"  {self.ignored:,} other files in the folder left alone")
+            lines.append(f"  {self.ignored:,} other files in the folder ignored")
         if self.mended:
             lines.append(f"  {self.mended:,} lines with a space for the tab, read as meant")
         if self.damaged:
@@ -255,7 +255,7 @@ def _of_folder(name: str, files: List[str], piece: Callable[[str], _Piece]) -> T
     return name, [piece(file) for file in wanted], len(files) - len(wanted)
 
 
-def _anew(piece: _Piece, form: str, field: str) -> Iterator[Union[str, Damage]]:
+def _reopen(piece: _Piece, form: str, field: str) -> Iterator[Union[str, Damage]]:
     with piece.open() as stream:
         yield from READERS[form](stream, field)
 

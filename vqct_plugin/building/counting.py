@@ -19,7 +19,7 @@ import nltk
 from tqdm import tqdm
 
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.tagging import PARTS, CaptionTagger, WordCounts, batches, lemmatiser
+from vqct_plugin.building.tagging import PARTS, CaptionTagger, WordCounts, batches, make_lemmatizer
 
 _BATCH = 500  # captions; about a fifth of a second of tagging
 _AHEAD = 3  # batches for each worker that wait or are being counted
@@ -55,21 +55,21 @@ def count_captions(
     Raises:
         BuildError: a corpus is not what it should be, or the workers cannot do their work.
     """
-    lemma = lemmatiser()  # and its data, before the long work
+    lemma = make_lemmatizer()  # and its data, before the long work
     CaptionTagger()
     counts = WordCounts(parts)
     with _workers(tuple(parts), workers, scheduler) as (submit, number):
         pending: Deque[Callable[[], WordCounts]] = deque()
-        for batch in batches(_shown(corpora, progress), _BATCH):
+        for batch in batches(_read_captions(corpora, progress), _BATCH):
             pending.append(submit(batch))
             while len(pending) > _AHEAD * number:
                 counts.merge(pending.popleft()())
         while pending:
             counts.merge(pending.popleft()())
-    return counts.renamed(lemma)
+    return counts.rename(lemma)
 
 
-def _shown(corpora: Iterable[Corpus], progress: bool) -> Iterator[str]:
+def _read_captions(corpora: Iterable[Corpus], progress: bool) -> Iterator[str]:
     corpora = list(corpora)
     sizes = [corpus.size for corpus in corpora]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
@@ -93,7 +93,7 @@ def _workers(parts: Tuple[str, ...], workers: int, scheduler: Optional[str]) -> 
         with _processes(parts, workers) as pool:
             yield pool
     else:
-        yield (lambda batch: functools.partial(counted, batch, parts)), 0
+        yield (lambda batch: functools.partial(count_batch, batch, parts)), 0
 
 
 @contextmanager
@@ -101,10 +101,10 @@ def _processes(parts: Tuple[str, ...], workers: int) -> Iterator[Tuple[Submit, i
     # spawn: a fork of a process in which torch or a tokenizer runs threads may hang
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin_worker)
     try:
-        yield (lambda batch: pool.submit(counted, batch, parts).result), workers
+        yield (lambda batch: pool.submit(count_batch, batch, parts).result), workers
     except BrokenProcessPool as error:
         raise BuildError(
-            f"a worker process came to a sudden end ({error}); out of memory, perhaps: try fewer --workers. A script "
+            f"a worker process ended unexpectedly ({error}), perhaps out of memory: try fewer workers. A script "
             "that calls build_prior with workers needs the guard: if __name__ == '__main__'"
         ) from error
     except BaseException:
@@ -134,7 +134,7 @@ def _dask(parts: Tuple[str, ...], scheduler: str) -> Iterator[Tuple[Submit, int]
         from distributed import Client
         from distributed.scheduler import KilledWorker
     except ImportError as error:
-        raise BuildError(f"{error}; --scheduler needs it: pip install 'vqct-plugin[dask]'") from error
+        raise BuildError(f"{error}; a Dask scheduler needs it: pip install 'vqct-plugin[dask]'") from error
     try:
         client = Client(scheduler, timeout=10)
     except (OSError, ValueError, TimeoutError) as error:
@@ -145,7 +145,7 @@ def _dask(parts: Tuple[str, ...], scheduler: str) -> Iterator[Tuple[Submit, int]
 
     def submit(batch: List[str]) -> Callable[[], WordCounts]:
         # A batch whose worker is lost is counted again by another.
-        return client.submit(_counted_elsewhere, batch, parts, nltk.__version__, pure=False, retries=2).result
+        return client.submit(_count_on_dask, batch, parts, nltk.__version__, pure=False, retries=2).result
 
     try:
         with client:
@@ -157,16 +157,16 @@ def _dask(parts: Tuple[str, ...], scheduler: str) -> Iterator[Tuple[Submit, int]
         raise BuildError(f"several Dask workers died over the same captions; the last: {error}") from error
 
 
-def _counted_elsewhere(captions: List[str], parts: Tuple[str, ...], nltk_version: str) -> WordCounts:
+def _count_on_dask(captions: List[str], parts: Tuple[str, ...], nltk_version: str) -> WordCounts:
     if nltk.__version__ != nltk_version:
         raise BuildError(
             f"this Dask worker has NLTK {nltk.__version__}, the command has {nltk_version}: the tags might differ; "
             "install the same release"
         )
-    return counted(captions, parts)
+    return count_batch(captions, parts)
 
 
-def counted(captions: List[str], parts: Tuple[str, ...]) -> WordCounts:
+def count_batch(captions: List[str], parts: Tuple[str, ...]) -> WordCounts:
     """The counts of a batch, of tokens and not yet of lemmas."""
     tagger, counts = _tagger(), WordCounts(parts)
     for caption in captions:

@@ -47,7 +47,7 @@ Caption = Union[str, Damage]
 Reader = Callable[[BinaryIO, str], Iterator[Caption]]
 
 
-def recognised(head: bytes, name: str, field: str) -> str:
+def recognize_format(head: bytes, name: str, field: str) -> str:
     """The format of a file that begins with ``head``."""
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -91,16 +91,16 @@ def _header(line: str, delimiter: str) -> List[str]:
 def read_text(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
     """A caption a line."""
     for number, line in enumerate(_lines(stream), 1):
-        yield from _of_line(number, line, lambda text: text)
+        yield from _parse_line(number, line, lambda text: text)
 
 
 def read_flickr(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
     """``image.jpg#k<TAB>caption`` a line."""
     for number, line in enumerate(_lines(stream), 1):
-        yield from _of_line(number, line, _after_image)
+        yield from _parse_line(number, line, _strip_image)
 
 
-def _after_image(text: str) -> str:
+def _strip_image(text: str) -> str:
     match = _FLICKR.fullmatch(text)
     if match is None:
         raise _DamagedError("no image#k before the caption")
@@ -111,16 +111,16 @@ def read_jsonl(stream: BinaryIO, field: str) -> Iterator[Caption]:
     """A JSON object a line, with a caption or a list of captions under ``field``; or a JSON string a line."""
     for number, line in enumerate(_lines(stream), 1):
         try:
-            text = _decoded(line)
+            text = _decode(line)
             if not text:
                 continue
-            captions = _captions_of(json.loads(text), field)
+            captions = _list_captions(json.loads(text), field)
         except _DamagedError as reason:
             yield Damage(f"line {number}", str(reason), repr(line[:60]))
         except (ValueError, RecursionError):
             yield Damage(f"line {number}", "not JSON", repr(line[:60]))
         else:
-            yield from _of_values(f"line {number}", captions)
+            yield from _parse_values(f"line {number}", captions)
 
 
 def read_coco(stream: BinaryIO, field: str) -> Iterator[Caption]:
@@ -139,11 +139,11 @@ def read_coco(stream: BinaryIO, field: str) -> Iterator[Caption]:
     try:
         for number, record in enumerate(records, 1):
             try:
-                captions = _captions_of(record, field)
+                captions = _list_captions(record, field)
             except _DamagedError as reason:
                 yield Damage(f"record {number}", str(reason), str(record)[:60])
             else:
-                yield from _of_values(f"record {number}", captions)
+                yield from _parse_values(f"record {number}", captions)
     except ijson.JSONError as error:
         raise BuildError(f"no whole JSON document, it breaks off after record {number:,}: {error}") from error
     if not number:
@@ -152,15 +152,15 @@ def read_coco(stream: BinaryIO, field: str) -> Iterator[Caption]:
 
 def read_csv(stream: BinaryIO, field: str) -> Iterator[Caption]:
     """Comma-separated values with a header that names ``field``; tab, semicolon and bar separate as well."""
-    return _delimited(stream, field, "")
+    return _read_delimited(stream, field, "")
 
 
 def read_tsv(stream: BinaryIO, field: str) -> Iterator[Caption]:
     """Tab-separated values with a header that names ``field``."""
-    return _delimited(stream, field, "\t")
+    return _read_delimited(stream, field, "\t")
 
 
-def _delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Caption]:
+def _read_delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Caption]:
     too_long: List[int] = []  # numbers of lines
 
     def texts() -> Iterator[str]:
@@ -178,7 +178,7 @@ def _delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Caption
     if field not in names:
         raise BuildError(
             f"no column {field!r}; its columns are {', '.join(map(repr, names)) or 'none'}: name one with "
-            "--caption-field, or say --caption-format text"
+            "caption_field, or pass caption_format='text'"
         )
     column = names.index(field)
     rows = csv.reader(lines, delimiter=delimiter)
@@ -206,7 +206,7 @@ def _delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Caption
         if len(row) != len(names):
             yield Damage(where, f"{len(row)} fields under a header of {len(names)}", repr(delimiter.join(row)[:60]))
             continue
-        yield from _of_values(where, [row[column]])
+        yield from _parse_values(where, [row[column]])
 
 
 def read_parquet(stream: BinaryIO, field: str) -> Iterator[Caption]:
@@ -220,18 +220,18 @@ def read_parquet(stream: BinaryIO, field: str) -> Iterator[Caption]:
         names = list(file.schema_arrow.names)
         if field not in names:
             raise BuildError(
-                f"no column {field!r}; its columns are {', '.join(map(repr, names))}: name one with --caption-field"
+                f"no column {field!r}; its columns are {', '.join(map(repr, names))}: name one with caption_field"
             )
         row = 0
         for batch in file.iter_batches(batch_size=4096, columns=[field]):
             for value in batch.column(0).to_pylist():
                 row += 1
                 try:
-                    captions = _captions_of(value, field)
+                    captions = _list_captions(value, field)
                 except _DamagedError as reason:
                     yield Damage(f"row {row}", str(reason), repr(value)[:60])
                 else:
-                    yield from _of_values(f"row {row}", captions)
+                    yield from _parse_values(f"row {row}", captions)
     except (ArrowInvalid, OSError) as error:
         raise BuildError(f"no whole Parquet file: {error}") from error
 
@@ -251,7 +251,7 @@ class _DamagedError(ValueError):
     """Why one line or record is skipped."""
 
 
-def _captions_of(record: Any, field: str) -> List[Any]:
+def _list_captions(record: Any, field: str) -> List[Any]:
     """The captions of a record: a string, a list of strings, or a mapping with one of these under ``field``."""
     if isinstance(record, dict):
         if field not in record:
@@ -264,15 +264,15 @@ def _captions_of(record: Any, field: str) -> List[Any]:
     return values
 
 
-def _of_line(number: int, line: bytes, take: Callable[[str], str]) -> Iterable[Caption]:
+def _parse_line(number: int, line: bytes, take: Callable[[str], str]) -> Iterable[Caption]:
     try:
-        text = _decoded(line)
-        return [_sound(take(text))] if text else []
+        text = _decode(line)
+        return [_check_text(take(text))] if text else []
     except _DamagedError as reason:
         return [Damage(f"line {number}", str(reason), repr(line[:60]))]
 
 
-def _of_values(where: str, values: Iterable[str]) -> Iterator[Caption]:
+def _parse_values(where: str, values: Iterable[str]) -> Iterator[Caption]:
     for value in values:
         try:
             if any("\udc80" <= character <= "\udcff" for character in value):
@@ -281,12 +281,12 @@ def _of_values(where: str, values: Iterable[str]) -> Iterator[Caption]:
                 raise _DamagedError(f"longer than {_LONGEST} characters")
             caption = " ".join(value.split())
             if caption:
-                yield _sound(caption)
+                yield _check_text(caption)
         except _DamagedError as reason:
             yield Damage(where, str(reason), repr(value[:60]))
 
 
-def _decoded(line: bytes) -> str:
+def _decode(line: bytes) -> str:
     if len(line) > _LONGEST:
         raise _DamagedError(f"longer than {_LONGEST} bytes")
     try:
@@ -295,7 +295,7 @@ def _decoded(line: bytes) -> str:
         raise _DamagedError(f"not UTF-8 at byte {error.start}") from error
 
 
-def _sound(text: str) -> str:
+def _check_text(text: str) -> str:
     if any(character < " " and character != "\t" for character in text):
         raise _DamagedError("control characters")
     if "\ufffd" in text:

@@ -41,7 +41,12 @@ _KEYS = {
 
 
 def import_prior(
-    pickle_file: PathLike, output: Optional[PathLike] = None, *, plm_name: str = CLIP, authors_edges: bool = False
+    pickle_file: PathLike,
+    output: Optional[PathLike] = None,
+    *,
+    plm_name: str = CLIP,
+    authors_edges: bool = False,
+    force: bool = False,
 ) -> CodebookPrior:
     """The prior in a pickle of the authors' layout; written to ``output``, if one is named.
 
@@ -51,10 +56,11 @@ def import_prior(
 
     Args:
         pickle_file: for instance ``big_nlp_word_knowledge_clip.pkl``.
-        output: the prior file to write; an existing one is refused.
+        output: the prior file to write; an existing one is refused unless ``force``.
         plm_name: the language model that the vectors came from, for the prior's record.
         authors_edges: the edges of the authors' module and not of the paper's definition (see above), for weights that
             were trained with them: with these edges ``GraphTransfer`` computes the codes that their module computes.
+        force: replace an existing ``output``.
 
     Raises:
         BuildError: no such file, a pickle that names anything but tensors, or another layout.
@@ -116,7 +122,7 @@ def import_prior(
         edges_within_parts=authors_edges,
     )
     if output is not None:
-        prior.save(output)
+        prior.save(output, overwrite=force)
     return prior
 
 
@@ -125,7 +131,7 @@ def _read(path: Path, data: bytes) -> Dict[str, Any]:
     try:
         content = unpickler.load()
         if isinstance(content, dict):
-            content = {key: _pickles.materialise(content[key], unpickler.bytes_of) for key in _KEYS if key in content}
+            content = {key: _pickles.materialize(content[key], unpickler.bytes_of) for key in _KEYS if key in content}
     except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
         raise BuildError(
             f"{path} is refused: {error}. Expected a pickle of plain values and tensors only, laid out as the authors' "

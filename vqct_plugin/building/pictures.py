@@ -17,7 +17,7 @@ _ON_MAP = 600  # the commonest words of each part; more would be a cloud
 
 
 def check_picture(path: PathLike) -> None:
-    """Refuse now what could not be drawn after minutes of work."""
+    """Refuse before the long work what could not be drawn after it."""
     if Path(path).suffix.lower() not in FORMATS:
         raise BuildError(f"picture {path}: expected a name that ends in {', '.join(FORMATS)}")
     try:
@@ -31,7 +31,7 @@ def draw_prior(prior: CodebookPrior, path: PathLike, overwrite: bool = False) ->
     """Draw a prior into a file, written whole or not at all.
 
     Above, for each part of speech, its 600 commonest words in two dimensions by t-SNE of their vectors' cosines, those
-    labelled that can be read, the commonest first. Below, for each part, how often each word was seen and how many
+    labeled that can be read, the commonest first. Below, for each part, how often each word was seen and how many
     edges it has, the most first, both axes logarithmic.
     """
     check_picture(path)
@@ -46,7 +46,7 @@ def draw_prior(prior: CodebookPrior, path: PathLike, overwrite: bool = False) ->
     try:
         write_whole(Path(path), data.getvalue(), overwrite)
     except FileExistsError:
-        raise BuildError(f"picture {path} exists; use --force to replace it") from None
+        raise BuildError(f"picture {path} exists; pass force=True to replace it") from None
     except OSError as error:
         raise BuildError(f"could not write the picture to {path}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""What a build tells at its end."""
+"""The summary of a build."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Dict, List, Optional, Protocol, Sequence, Tuple
 
 import numpy as np
 
-from vqct_plugin.building.neighbours import nearest
+from vqct_plugin.building.neighbors import find_nearest
 from vqct_plugin.building.tagging import WordCounts
 from vqct_plugin.prior import CodebookPrior
 
@@ -16,14 +16,14 @@ _NEAREST = 4
 
 
 class Summarized(Protocol):
-    """A corpus that tells what was read of it."""
+    """A corpus that summarizes what was read of it."""
 
     def summary(self) -> List[str]: ...
 
 
 @dataclass
 class BuildReport:
-    """A built prior and how it came about; ``str(report)`` is the summary that the command prints.
+    """A built prior and how it was built; ``str(report)`` is the summary that the command prints.
 
     Attributes:
         prior: the prior.
@@ -32,7 +32,7 @@ class BuildReport:
         unknown: (word, part) pairs left out because they have no vector.
         seconds: stage -> seconds it took.
         output: the file that was written, if one was.
-        not_found: words of the list to keep that are no code.
+        not_found: words of the list to keep that are not codes.
     """
 
     prior: CodebookPrior
@@ -49,10 +49,10 @@ class BuildReport:
         lines += describe_prior(self.prior)
         if self.unknown:
             shown = ", ".join(word for word, _ in self.unknown[:10])
-            lines.append(f"dropped, without a vector: {len(self.unknown):,} words ({shown})")
+            lines.append(f"dropped because they have no vector: {len(self.unknown):,} words ({shown})")
         if self.not_found:
             shown = ", ".join(self.not_found[:10])
-            lines.append(f"of the words to keep, no codes: {len(self.not_found):,} ({shown})")
+            lines.append(f"words to keep that are not codes: {len(self.not_found):,} ({shown})")
         lines.append("seconds: " + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items()))
         if self.output is not None:
             lines.append(f"written: {self.output} ({self.output.stat().st_size / 1e6:.1f} MB)")
@@ -71,7 +71,7 @@ def describe_prior(prior: CodebookPrior) -> List[str]:
     of_parts = [np.flatnonzero(prior.part_of_speech == number) for number in range(len(prior.parts))]
     all_asked = np.concatenate([of_part[:_ASKED] for of_part in of_parts]).tolist()
     # another spelling: a word that is both adjective and noun has one vector
-    found = nearest(prior.vectors, all_asked, range(len(prior)), (_NEAREST + 1) * len(prior.parts))
+    found = find_nearest(prior.vectors, all_asked, range(len(prior)), (_NEAREST + 1) * len(prior.parts))
     near = dict(zip(all_asked, found))
     for part, of_part in zip(prior.parts, of_parts):
         lines.append(f"commonest {part}s: {', '.join(prior.words[i] for i in of_part[:_COMMONEST])}")

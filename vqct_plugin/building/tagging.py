@@ -2,12 +2,12 @@
 
 Source: the recipe of Zhang et al., CVPR 2024, as their prior was made: lower case, NLTK's tokens and tags; an adjective
 is a token tagged ``JJ``, as written; a noun one tagged ``NN``, ``NNS``, ``NNP`` or ``NNPS``, reduced by WordNet's noun
-lemmatiser; an edge for each adjective with a noun as the very next token. Verbs (``VB*``, WordNet's verb lemmas) and
+lemmatizer; an edge for each adjective with a noun as the very next token. Verbs (``VB*``, WordNet's verb lemmas) and
 adverbs (``RB``, as written) come on request, with edges of their own (``EDGES``).
 """
 
 import functools
-import sys
+import logging
 from collections import Counter
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
@@ -19,6 +19,8 @@ from nltk.tag.perceptron import AveragedPerceptron, PerceptronTagger
 from nltk.tokenize import word_tokenize
 
 from vqct_plugin.building.formats import BuildError
+
+_log = logging.getLogger(__name__)
 
 PARTS = ("adjective", "noun")
 ALL_PARTS = ("adjective", "noun", "verb", "adverb")
@@ -37,7 +39,7 @@ _PART_OF_TAG = {
     **{tag: "verb" for tag in ("VB", "VBD", "VBG", "VBN", "VBP", "VBZ")},
 }
 WORDNET_PART = {"adjective": "a", "noun": "n", "verb": "v", "adverb": "r"}
-_LEMMATISED = ("noun", "verb")
+_LEMMATIZED = ("noun", "verb")
 # The slash at the end lets nltk.data.find look into a zip file too.
 _NLTK_DATA = {
     "averaged_perceptron_tagger_eng": "taggers/averaged_perceptron_tagger_eng/",
@@ -86,7 +88,7 @@ class WordCounts:
         for edge, pairs in other.pairs.items():
             self.pairs[edge].update(pairs)
 
-    def renamed(self, name: Callable[[str, str], str]) -> "WordCounts":
+    def rename(self, name: Callable[[str, str], str]) -> "WordCounts":
         """The counts of ``name(word, part)`` instead of ``word``; those that become one word add up."""
         renamed = WordCounts(self.parts)
         for part, words in self.words.items():
@@ -196,18 +198,18 @@ class DensePerceptron(AveragedPerceptron):
         return self._labels[int(scores.argmax())], None
 
 
-def lemmatiser() -> Callable[[str, str], str]:
+def make_lemmatizer() -> Callable[[str, str], str]:
     """(token, part) -> the word it is counted as: WordNet's lemma of nouns and verbs, others as written."""
     ensure_nltk_data(["wordnet"])
     lemmatize = functools.lru_cache(maxsize=1 << 16)(WordNetLemmatizer().lemmatize)
 
     def lemma(token: str, part: str) -> str:
-        return str(lemmatize(token, WORDNET_PART[part])) if part in _LEMMATISED else token
+        return str(lemmatize(token, WORDNET_PART[part])) if part in _LEMMATIZED else token
 
     return lemma
 
 
-def tagged_with() -> str:
+def describe_tagger() -> str:
     """What tagged and lemmatised, for a prior's record."""
     return (
         f"NLTK {nltk.__version__}: word_tokenize, averaged_perceptron_tagger_eng, "
@@ -215,7 +217,7 @@ def tagged_with() -> str:
     )
 
 
-def known_to_wordnet(word: str, part: str) -> bool:
+def is_in_wordnet(word: str, part: str) -> bool:
     """Whether WordNet lists this very form in this part of speech: ``girl`` is no adjective, ``gril`` is no word."""
     return bool(wordnet.lemmas(word, WORDNET_PART[part]))
 
@@ -235,11 +237,11 @@ def batches(captions: Iterable[str], size: int) -> Iterator[List[str]]:
 def ensure_nltk_data(wanted: Sequence[str] = tuple(_NLTK_DATA)) -> None:
     """Fetch what is missing of NLTK's data."""
     for name in _missing_nltk_data(wanted):
-        print(f"NLTK data {name!r} is missing; trying NLTK's downloader", file=sys.stderr)
+        _log.warning("NLTK data %r is missing; trying NLTK's downloader", name)
         try:
             nltk.download(name, quiet=True)
         except Exception as error:  # whatever the network does, the sentence below is what helps
-            print(f"NLTK's downloader failed: {error}", file=sys.stderr)
+            _log.warning("NLTK's downloader failed: %s", error)
     missing = _missing_nltk_data(wanted)
     if missing:
         raise BuildError(

@@ -47,7 +47,7 @@ class LanguageModel:
         is_folder = bool(plm) and Path(plm).is_dir()
         is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", plm) and not Path(plm).exists()
         if not is_folder and not is_name:
-            hint = "; a file of word vectors goes to --word-vectors" if Path(plm).is_file() else ""
+            hint = "; pass a file of word vectors as word_vectors" if Path(plm).is_file() else ""
             raise BuildError(f"language model {plm!r} is neither a folder that exists nor a name on the hub{hint}")
         self.name = name or (Path(plm).resolve().name if is_folder else plm)
         import transformers  # seconds of import: only once something is to be loaded
@@ -64,7 +64,7 @@ class LanguageModel:
             raise
         except Exception as error:
             raise BuildError(
-                f"{_cannot_load(plm, is_folder)}\n({type(error).__name__}: {_first_line(error)})"
+                f"{_explain_failure(plm, is_folder)}\n({type(error).__name__}: {_first_line(error)})"
             ) from error
 
     def knows(self, words: Sequence[str]) -> np.ndarray:
@@ -83,10 +83,10 @@ class LanguageModel:
         nothing, or (Llama) a piece of its own, and then the word without it is meant.
         """
 
-        def tokenized(texts: List[str]) -> List[List[int]]:
+        def tokenize(texts: List[str]) -> List[List[int]]:
             return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
-        after_space, bare = tokenized([f" {word}" for word in words]), tokenized(list(words))
+        after_space, bare = tokenize([f" {word}" for word in words]), tokenize(list(words))
         return [a if len(a) <= len(b) else b for a, b in zip(after_space, bare)]
 
     def whole_words(self) -> List[str]:
@@ -102,7 +102,7 @@ class LanguageModel:
 
 
 class InputEmbeddings:
-    """A word's vector is the mean of its pieces' rows in the model's input embeddings; the model is let go of."""
+    """A word's vector is the mean of its pieces' rows in the model's input embeddings; the model is then released."""
 
     def __init__(self, language_model: LanguageModel) -> None:
         self._language_model = language_model
@@ -176,7 +176,7 @@ class PromptEncodings:
         if self._device.type == "cpu":
             model = model.float()
         model = model.to(self._device)
-        with _told(self.name):
+        with _explain_errors(self.name):
             self._choose_pooling(model)
 
     def _choose_pooling(self, model: Any) -> None:
@@ -220,7 +220,7 @@ class PromptEncodings:
             for start in range(0, len(numbers), batch_size)
         ]
         rows: List[Optional[np.ndarray]] = [None] * len(texts)
-        with torch.no_grad(), _told(self.name):
+        with torch.no_grad(), _explain_errors(self.name):
             for numbers in tqdm(batches, desc="prompt encodings", unit="batch", disable=not progress):
                 inputs = torch.tensor([ids[number] for number in numbers], device=self._device)
                 encoded = self._encode(input_ids=inputs, attention_mask=torch.ones_like(inputs))
@@ -268,7 +268,7 @@ class WordVectors:
         self.damaged, self.sha256 = 0, ""
         self._known: Dict[str, np.ndarray] = {}
         self._asked: Tuple[str, ...] = ()
-        with self._opened() as stream:
+        with self._open() as stream:
             self._dim, self._has_header = self._dimension(stream)
 
     def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
@@ -299,7 +299,7 @@ class WordVectors:
         with self._path.open("rb") as raw:
             for piece in iter(lambda: raw.read(1 << 20), b""):
                 digest.update(piece)
-        with self._opened() as stream:
+        with self._open() as stream:
             if self._has_header:
                 stream.readline()
             for line in tqdm(self._lines(stream), desc="word vectors", unit="line", disable=not progress):
@@ -323,7 +323,7 @@ class WordVectors:
             )
         self.sha256 = digest.hexdigest()
 
-    def _opened(self) -> BinaryIO:
+    def _open(self) -> BinaryIO:
         raw = self._path.open("rb")
         if raw.read(2) == b"\x1f\x8b":
             raw.close()
@@ -355,14 +355,14 @@ class WordVectors:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What a model raises, in a sentence that helps."""
+def _explain_errors(name: str) -> Iterator[None]:
+    """Replace what a model raises by a BuildError that says what to do."""
     try:
         yield
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
-        raise BuildError(f"the GPU's memory is too small for these batches of {name!r}: lower --batch-size") from error
+        raise BuildError(f"the GPU's memory is too small for these batches of {name!r}: lower batch_size") from error
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BuildError):
             raise
@@ -407,7 +407,7 @@ def _two_texts(tokenizer: Any) -> Tuple[List[int], List[int]]:
     return ordinary[:3], [*ordinary[:2], ordinary[-1]]
 
 
-def _cannot_load(plm: str, is_folder: bool) -> str:
+def _explain_failure(plm: str, is_folder: bool) -> str:
     if is_folder:
         return (
             f"no language model could be loaded from the folder {plm}; expected what save_pretrained writes: "
@@ -417,7 +417,7 @@ def _cannot_load(plm: str, is_folder: bool) -> str:
     return (
         f"language model {plm!r} could not be loaded from the Hugging Face hub{offline}: it is not there, or the hub "
         "cannot be reached. Without a network, save it on a machine that has one (AutoModel and AutoTokenizer, "
-        "from_pretrained then save_pretrained) and pass the folder: --plm FOLDER"
+        "from_pretrained then save_pretrained) and pass the folder: plm=FOLDER"
     )
 
 

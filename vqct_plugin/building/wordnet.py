@@ -74,7 +74,7 @@ class WordNetGlosses:
         return [f"{self.name}: {self.captions:,} definitions and examples"]
 
 
-def wordnet_words(parts: Sequence[str]) -> Dict[str, List[str]]:
+def list_wordnet_words(parts: Sequence[str]) -> Dict[str, List[str]]:
     """WordNet's words of each part of speech: single words in lower case; of the nouns those for visible things.
 
     There are many, so the choice is strict: the first, commonest sense of a noun is one that can be seen, and proper
@@ -84,7 +84,7 @@ def wordnet_words(parts: Sequence[str]) -> Dict[str, List[str]]:
     return {part: _of_part(wordnet.all_lemma_names(WORDNET_PART[part]), part, strictly=True) for part in parts}
 
 
-def words_of(vocabulary: Iterable[str], parts: Sequence[str]) -> Dict[str, List[str]]:
+def select_known(vocabulary: Iterable[str], parts: Sequence[str]) -> Dict[str, List[str]]:
     """The given words that WordNet has in each part of speech; of the nouns those with a sense that can be seen.
 
     Proper names in lower case stay: a vocabulary does not tell them apart ("jersey", "rose").

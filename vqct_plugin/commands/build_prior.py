@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
+from vqct_plugin.commands.messages import name_flags, show_messages
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``build_prior``."""
@@ -15,14 +17,20 @@ def make_parser() -> argparse.ArgumentParser:
         "language model's own, and the edges come from WordNet's glosses.",
     )
     where = parser.add_argument_group("in and out")
-    where.add_argument("--plm", metavar="NAME_OR_FOLDER", help="language model: a name on the hub, or a folder")
-    where.add_argument("--plm-name", metavar="NAME", help="what the prior calls it (default: its name on the hub)")
+    where.add_argument(
+        "--plm", metavar="NAME_OR_FOLDER", help="language model: a name on the Hugging Face hub, or a folder"
+    )
+    where.add_argument(
+        "--plm-name", metavar="NAME", help="name of the model in the prior (default: its name on the hub)"
+    )
     where.add_argument("--word-vectors", metavar="FILE", help="GloVe, word2vec or fastText text file instead of --plm")
     where.add_argument(
         "--captions", nargs="+", metavar="PATH", help="files, folders, addresses (s3://...), or - for standard input"
     )
-    where.add_argument("--output", metavar="FILE", help="prior file to write (default: MODEL_prior.safetensors here)")
-    where.add_argument("--picture", metavar="FILE", help="draw the prior too: .png, .pdf, .svg or .jpg")
+    where.add_argument(
+        "-o", "--output", metavar="FILE", help="prior file to write (default: MODEL_prior.safetensors here)"
+    )
+    where.add_argument("--picture", metavar="FILE", help="also draw the prior: .png, .pdf, .svg or .jpg")
     where.add_argument("-f", "--force", action="store_true", help="replace an existing output and picture")
 
     captions = parser.add_argument_group("captions")
@@ -30,14 +38,21 @@ def make_parser() -> argparse.ArgumentParser:
         "--caption-format",
         choices=["auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet"],
         default="auto",
-        help="how captions are written (default: told from the first lines)",
+        help="how captions are written (default: detected from the first lines)",
     )
     captions.add_argument(
-        "--caption-field", default="caption", metavar="NAME", help="field or column with the caption (default: caption)"
+        "--caption-field",
+        default="caption",
+        metavar="NAME",
+        help="field or column that holds the caption (default: caption)",
     )
-    captions.add_argument("--glosses", action="store_true", help="count WordNet's glosses beside the captions")
-    captions.add_argument("--workers", type=int, default=1, metavar="N", help="processes that tag (default: 1)")
-    captions.add_argument("--scheduler", metavar="ADDRESS", help="a Dask scheduler whose workers tag")
+    captions.add_argument("--glosses", action="store_true", help="count WordNet's glosses in addition to the captions")
+    captions.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of processes that tag captions (default: 1)"
+    )
+    captions.add_argument(
+        "--scheduler", metavar="ADDRESS", help="address of a Dask scheduler whose workers tag captions"
+    )
 
     words = parser.add_argument_group("words and edges")
     words.add_argument(
@@ -51,25 +66,36 @@ def make_parser() -> argparse.ArgumentParser:
         choices=["adjective", "noun", "verb", "adverb"],
         default=("adjective", "noun"),
         metavar="PART",
-        help="of adjective noun verb adverb (default: adjective noun)",
+        help="parts of speech: some of adjective noun verb adverb (default: adjective noun)",
     )
     words.add_argument(
         "--min-count", type=int, metavar="N", help="keep words seen more than N times (default: 10 of captions)"
     )
     words.add_argument(
-        "--max-words", nargs="+", metavar="N|PART=N", help="at most the N commonest of each part, or of one part"
+        "--max-words",
+        nargs="+",
+        metavar="N|PART=N",
+        help="at most the N most frequent words of each part, or of one part",
     )
-    words.add_argument("--only-wordnet", action="store_true", help="keep words that WordNet lists in that part only")
-    words.add_argument("--keep-words", metavar="FILE", help="keep these only: 'word' or 'word part' a line")
-    words.add_argument("--drop-words", metavar="FILE", help="leave these out: 'word' or 'word part' a line")
+    words.add_argument(
+        "--only-wordnet", action="store_true", help="keep only words that WordNet lists as that part of speech"
+    )
+    words.add_argument("--keep-words", metavar="FILE", help="keep only these words; each line is 'word' or 'word part'")
+    words.add_argument("--drop-words", metavar="FILE", help="leave these words out; each line is 'word' or 'word part'")
     words.add_argument(
         "--edges",
-        choices=["cooccurrence", "neighbours", "both", "filled"],
+        choices=["cooccurrence", "neighbors", "both", "filled"],
         default="cooccurrence",
-        help="words side by side, words with near vectors, both, or near vectors only for words with few relatives "
-        "(default: cooccurrence)",
+        help="adjacent words, words with similar vectors, both, or similar vectors only for words with "
+        "few edges (default: cooccurrence)",
     )
-    words.add_argument("--neighbours", type=int, default=5, metavar="K", help="how many near words (default: 5)")
+    words.add_argument(
+        "--neighbors",
+        type=int,
+        default=5,
+        metavar="K",
+        help="how many near words each word is connected to (default: 5)",
+    )
 
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument(
@@ -84,17 +110,22 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PART=TEXT",
         help="default: adjective='a photo of {} object' noun='a photo of {}'",
     )
-    vectors.add_argument("--standardize", action="store_true", help="centre and scale each dimension")
+    vectors.add_argument("--standardize", action="store_true", help="center and scale each dimension")
     vectors.add_argument(
-        "--dtype", choices=["float32", "float16"], default="float32", help="stored as (default: float32)"
+        "--dtype",
+        choices=["float32", "float16"],
+        default="float32",
+        help="type in which vectors are stored (default: float32)",
     )
-    vectors.add_argument("--batch-size", type=int, default=256, metavar="N", help="words at a time (default: 256)")
+    vectors.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="words encoded at a time (default: 256)"
+    )
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bars and no summary")
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; the exit status is 0, 1 for an error told on stderr, 130 for Ctrl-C."""
+    """Run the command; the exit status is 0; 1 after an error, which is printed to stderr; 130 after Ctrl-C."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
     quiet = options.pop("quiet")
@@ -111,10 +142,12 @@ def main(argv: Optional[List[str]] = None) -> int:
             f"vqct-build-prior: {error}; install what it needs with: pip install 'vqct-plugin[prior]'", file=sys.stderr
         )
         return 1
+    show_messages()
     try:
         report = build_prior(progress=not quiet, **options)
     except (ValueError, ImportError) as error:  # BuildError and PriorError are ValueErrors
-        print(f"vqct-build-prior: {error}", file=sys.stderr)
+        message = name_flags(error, parser, {"overwrite=True": "--force"})
+        print(f"vqct-build-prior: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("vqct-build-prior: interrupted; nothing was written", file=sys.stderr)
@@ -125,7 +158,7 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def _output_of(options: Dict[str, Any]) -> Optional[str]:
-    """``bert-base-uncased_prior.safetensors`` for a model of this name; build_prior tells of a missing model."""
+    """``bert-base-uncased_prior.safetensors`` for a model of this name; build_prior reports a missing model."""
     source = options["plm_name"] or options["plm"] or options["word_vectors"]
     if not source:
         return None

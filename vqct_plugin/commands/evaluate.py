@@ -4,60 +4,79 @@ import argparse
 import sys
 from typing import Any, Dict, List, Optional
 
+from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages, split_overrides
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``evaluate_runs``."""
     parser = argparse.ArgumentParser(
         prog="vqct-evaluate",
         description="PSNR, SSIM, MS-SSIM, L1, LPIPS, reconstruction FID, inception score and use of the codebook of "
-        "one or several trained first stages, stock or VQCT, on the same images. What is stopped goes on where it was.",
+        "one or several trained first stages, stock or VQCT, on the same images. "
+        "An interrupted evaluation resumes where it stopped.",
     )
     add_evaluation_flags(parser)
     parser.add_argument(
-        "-o", "--output", default="evaluation", metavar="DIR", help="for tables and shards (evaluation)"
+        "-o", "--output", default="evaluation", metavar="DIR", help="folder for tables and shards (evaluation)"
     )
     return parser
 
 
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """What to evaluate, and how."""
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one")
-    parser.add_argument("--names", nargs="+", default=[], metavar="NAME", help="what to call the runs (their folders)")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one; KEY=VALUE is as --set"
+    )
+    parser.add_argument(
+        "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (their folders)"
+    )
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the runs' configs")
+    add_set_flag(parser, "the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
-    parser.add_argument("--size", type=int, help="side of the squares that --images are cropped to (the model's)")
+    parser.add_argument(
+        "--size", type=int, help="side of the squares that --images are cropped to (the model's resolution)"
+    )
     parser.add_argument(
         "--protocol",
         default="plain",
         choices=["plain", "vqct"],
-        help="vqct: JPEG files, SSIM on luminance, as the authors",
+        help="vqct: JPEG files and SSIM on luminance, as the authors measured",
     )
     parser.add_argument("--weights", metavar="DIR", help="folder with the weights of LPIPS and FID (VQCT_WEIGHTS)")
-    parser.add_argument("--batch_size", type=int, default=16, help="images at once (16)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (0: the one that computes)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images processed at a time (16)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (0: the main process)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="that share the shards: one a GPU, else on the CPU (1)"
+        "--processes", type=int, default=1, help="processes that share the shards, one per GPU, or on the CPU (1)"
     )
-    parser.add_argument("--precision", default="32", choices=["32", "bf16", "16"], help="of the model (32)")
-    parser.add_argument("--shard_size", type=int, default=512, help="images that are kept together (512)")
-    parser.add_argument("--limit", type=int, help="the first so many images only")
+    parser.add_argument("--precision", default="32", choices=["32", "bf16", "16"], help="precision of the model (32)")
+    parser.add_argument(
+        "--shard-size",
+        type=int,
+        default=512,
+        help="images per shard; finished shards are kept when the command is interrupted (512)",
+    )
+    parser.add_argument("--limit", type=int, help="evaluate only the first N images", metavar="N")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:
     """The flags as ``evaluate_runs`` takes them."""
+    runs, positional = split_overrides(options["runs"])
+    base, after_base = split_overrides(options["base"])
     return {
         **{name: value for name, value in options.items() if name not in ("set", "quiet")},
-        "base": tuple(options["base"]),
-        "overrides": tuple(options["set"]),
+        "runs": runs,
+        "base": tuple(base),
+        "overrides": (*options["set"], *after_base, *positional),
         "progress": not options["quiet"],
     }
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
-    options = vars(make_parser().parse_args(argv))
+    """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
+    parser = make_parser()
+    options = vars(parser.parse_intermixed_args(argv))
+    show_messages()
     try:
         from vqct_plugin.evaluation.runs import evaluate_runs
         from vqct_plugin.evaluation.tables import format_table, list_notes, make_rows
@@ -70,7 +89,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         figures = evaluate_runs(**evaluation_arguments(options))
     except (ValueError, OSError) as error:
-        print(f"vqct-evaluate: {error}", file=sys.stderr)
+        print(f"vqct-evaluate: {name_flags(error, parser)}", file=sys.stderr)
         return 1
     print("\n".join([format_table(make_rows(figures)), "", *list_notes(figures)]))
     print(f"in {options['output']}: table.md, figures.csv, figures.json, images.csv")

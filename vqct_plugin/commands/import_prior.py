@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
+from vqct_plugin.commands.messages import name_flags, show_messages
+
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``import_prior``."""
@@ -14,7 +16,8 @@ def make_parser() -> argparse.ArgumentParser:
         "pickle, and write it as a prior file.",
     )
     parser.add_argument("pickle_file", metavar="PICKLE", help="the authors' file")
-    parser.add_argument("--output", metavar="FILE", help="prior file to write (default: PICKLE.safetensors here)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="prior file to write (default: PICKLE.safetensors here)")
+    parser.add_argument("-f", "--force", action="store_true", help="replace an existing output")
     parser.add_argument(
         "--plm-name",
         default="openai/clip-vit-base-patch32",
@@ -24,15 +27,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--authors-edges",
         action="store_true",
-        help="tie the words as the authors' module does, for weights trained with it: of a word that is both adjective "
-        "and noun, only the noun (default: both, each with its own edges, as the paper defines it)",
+        help="connect the words as the authors' module does, for weights trained with it: of a word that is both "
+        "adjective and noun, only the noun (default: both, each with its own edges, as the paper defines it)",
     )
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
-    options = vars(make_parser().parse_args(argv))
+    """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
+    parser = make_parser()
+    options = vars(parser.parse_args(argv))
     options["output"] = options["output"] or f"{Path(options['pickle_file']).stem}.safetensors"
     try:
         from vqct_plugin.building.imported import import_prior
@@ -42,18 +46,19 @@ def main(argv: Optional[List[str]] = None) -> int:
             f"vqct-import-prior: {error}; install what it needs with: pip install 'vqct-plugin[prior]'", file=sys.stderr
         )
         return 1
+    show_messages()
     try:
         prior = import_prior(**options)
     except ValueError as error:  # BuildError and PriorError
-        print(f"vqct-import-prior: {error}", file=sys.stderr)
+        print(f"vqct-import-prior: {name_flags(error, parser, {'overwrite=True': '--force'})}", file=sys.stderr)
         return 1
     print("\n".join(describe_prior(prior)))
     left_out = prior.provenance["edges_left_out"]
     if left_out:
-        print(f"edges left out, with a word that is no code: {left_out:,} occurrences")
+        print(f"edges left out because a word of theirs is not a code: {left_out:,} occurrences")
     loops = prior.provenance.get("loops_left_out", 0)
     if loops:
-        print(f"loops left out, of a noun with itself (GCNConv leaves them out too): {loops:,} occurrences")
+        print(f"loops of a noun with itself left out (as GCNConv does): {loops:,} occurrences")
     print(f"written: {options['output']}")
     return 0
 

@@ -1,4 +1,4 @@
-"""``vqct-patch``: teach a host's checkout ``quantizer_config``, or take that back."""
+"""``vqct-patch``: add ``quantizer_config`` to a host's checkout, or remove it."""
 
 import argparse
 import sys
@@ -12,19 +12,21 @@ def make_parser() -> argparse.ArgumentParser:
     known = "\n".join(f"  {host.repository} at {host.commit[:7]}" for host in list_hosts())
     parser = argparse.ArgumentParser(
         prog="vqct-patch",
-        description="Teach a VQGAN codebase `quantizer_config: {target, params}`: the smallest diff that lets its YAML "
-        "or its arguments choose the quantizer. Without that key everything stays as it was.",
+        description="Add `quantizer_config: {target, params}` to a VQGAN codebase: a minimal diff that lets its YAML "
+        "or its arguments choose the quantizer. Without that key nothing changes.",
         epilog=f"known hosts:\n{known}\n(the wheel taming-transformers-rom1504 0.0.6 too: give its site-packages)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", metavar="PATH", help="the root of the checkout")
-    parser.add_argument("--revert", action="store_true", help="take the patch out again, to the last byte")
+    parser.add_argument(
+        "--revert", action="store_true", help="remove the patch; the files are then byte for byte as before"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the diff, change nothing")
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
+    """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
     options = make_parser().parse_args(argv)
     try:
         result = patch_host(options.path, revert=options.revert, dry_run=options.dry_run)
@@ -38,14 +40,14 @@ def main(argv: Optional[List[str]] = None) -> int:
 
 
 def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
-    """In words, for the terminal."""
-    verb = ("would be " if dry_run else "") + ("taken back" if revert else "patched")
+    """A summary for the terminal."""
+    verb = ("would be " if dry_run else "") + ("reverted" if revert else "patched")
     target = get_target(result.host)
     lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
     lines += [f"  {file}" for file in result.files]
     if not revert:
         lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
-        lines += [f"take it back with `vqct-patch {result.root} --revert`"] if not dry_run else []
+        lines += [f"revert it with `vqct-patch {result.root} --revert`"] if not dry_run else []
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
-from vqct_plugin.commands.messages import show_messages
+from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages, split_overrides
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -13,31 +13,37 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vqct-sample",
         description="Draw images from a stage 2, taming's Net2NetTransformer or vqct_plugin's, on any first stage.",
-        epilog="key=value arguments after the run are merged into its config, as with vqct-train.",
+        epilog="KEY=VALUE arguments after the run are merged into its config, as with vqct-train.",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint in one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
+    add_set_flag(parser, "the run's config")
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the run's own")
-    parser.add_argument("-o", "--outdir", default="samples", metavar="DIR", help="a new or empty folder (samples)")
-    parser.add_argument("-n", "--number", type=int, default=16, help="images; of each class or condition (16)")
-    parser.add_argument("--batch_size", type=int, default=8, help="images drawn at once (8)")
-    parser.add_argument("--size", metavar="HxW", help="of the images in pixels (the first stage's resolution)")
-    parser.add_argument("-t", "--temperature", type=float, default=1.0, help="of the logits (1.0)")
-    parser.add_argument("-k", "--top_k", type=int, help="draw among the k likeliest codes (all)")
-    parser.add_argument("-p", "--top_p", type=float, help="draw among the likeliest codes of this probability (1.0)")
-    parser.add_argument("-s", "--seed", type=int, default=23, help="of the random numbers (23)")
-    parser.add_argument("-c", "--classes", metavar="0,1,2", help="for a class-conditional model")
+    parser.add_argument("-o", "--output", default="samples", metavar="DIR", help="a new or empty folder (samples)")
+    parser.add_argument(
+        "-n", "--number", type=int, default=16, help="number of images, for each class or condition (16)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="images drawn at a time (8)")
+    parser.add_argument("--size", metavar="HxW", help="size of the images in pixels (the first stage's resolution)")
+    parser.add_argument("-t", "--temperature", type=float, default=1.0, help="divides the logits (1.0)")
+    parser.add_argument("-k", "--top-k", type=int, help="draw from the k most likely codes (all)")
+    parser.add_argument(
+        "-p", "--top-p", type=float, help="draw from the most likely codes with this total probability (1.0)"
+    )
+    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of the random numbers (23)")
+    parser.add_argument("-c", "--classes", metavar="0,1,2", help="classes, for a class-conditional model")
     parser.add_argument(
         "--conditions", type=int, metavar="N", help="for a model conditioned on pictures: the first N validation items"
     )
-    parser.add_argument("--no_grid", action="store_true", help="single files only")
+    parser.add_argument("--no-grid", action="store_true", help="write no grid, only single images")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (a GPU where there is one)")
     return parser
 
 
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run the command; the exit status is 0, or 1 for an error told on stderr."""
-    options = make_parser().parse_intermixed_args(argv)
+    """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
+    parser = make_parser()
+    options = parser.parse_intermixed_args(argv)
     show_messages()
     try:
         import torch
@@ -48,13 +54,14 @@ def main(argv: Optional[List[str]] = None) -> int:
         print(f"vqct-sample: {error}; install what it needs with: pip install 'vqct-plugin[train]'", file=sys.stderr)
         return 1
     try:
-        trained = load_run(options.run, options.base, options.overrides)
+        base, after_base = split_overrides(options.base)
+        trained = load_run(options.run, base, [*options.set, *after_base, *options.overrides])
         model = trained.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if not hasattr(model, "first_stage_model"):
             raise ValueError(f"{trained.checkpoint} is a {type(model).__name__}, a first stage; expected a stage 2")
         samples = draw_samples(
             model,
-            options.outdir,
+            options.output,
             options.number,
             batch_size=options.batch_size,
             size=_size(options.size),
@@ -67,9 +74,9 @@ def main(argv: Optional[List[str]] = None) -> int:
             grid=not options.no_grid,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"vqct-sample: {error}", file=sys.stderr)
+        print(f"vqct-sample: {name_flags(error, parser)}", file=sys.stderr)
         return 1
-    print(f"{len(samples.files)} images in {Path(options.outdir)}, tokens drawn in {samples.seconds:.1f} s")
+    print(f"{len(samples.files)} images in {Path(options.output)}, tokens drawn in {samples.seconds:.1f} s")
     if samples.grid is not None:
         print(f"together: {samples.grid}")
     return 0

@@ -1,11 +1,10 @@
-"""``vqct-train``: taming's launcher, flag by flag, on today's Lightning."""
+"""``vqct-train``: taming's launcher with the same flags, on today's Lightning."""
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from vqct_plugin.commands.messages import show_messages
+from vqct_plugin.commands.messages import add_set_flag, show_messages, split_overrides
 
 DESCRIPTION = """\
 Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
@@ -15,8 +14,8 @@ Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
 
 vqct:NAME is a config that comes with the package; a NAME that is not there prints those that are.
 
-key=value with dots overrides the config. --key value is an argument of Lightning's Trainer, such as --max_epochs 10,
---accelerator, --devices, --num_nodes, --strategy, --precision.
+KEY=VALUE with dots, or --set KEY=VALUE, overrides the config. --key value is an argument of Lightning's Trainer, such
+as --max_epochs 10, --accelerator, --devices, --num_nodes, --strategy, --precision.
 """
 
 
@@ -25,8 +24,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     options, rest = parser.parse_known_args(arguments)
     show_messages()
     # `--base a.yaml key=value`: argparse takes both for files
-    base = [word for word in options.base if "=" not in word or Path(word).exists()]
-    swallowed = [word for word in options.base if word not in base]
+    base, swallowed = split_overrides(options.base)
     try:
         from vqct_plugin.training.launcher import run
     except ImportError as error:
@@ -37,7 +35,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
         trainer, overrides = split(rest)
         run(
             base,
-            [*swallowed, *overrides],
+            [*options.set, *swallowed, *overrides],
             trainer=trainer,
             gpus=options.gpus,
             name=options.name,
@@ -91,15 +89,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # --no is no --no-test; an unknown flag is one of the Trainer's
     )
-    parser.add_argument("-b", "--base", nargs="*", default=[], metavar="YAML", help="configs, the right one wins")
-    parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
-    parser.add_argument("-f", "--postfix", default="", help="goes after the name")
     parser.add_argument(
-        "-r", "--resume", default=None, metavar="RUN", help="go on with a run: its folder, or a checkpoint in it"
+        "-b", "--base", nargs="*", default=[], metavar="YAML", help="configs; later ones override earlier ones"
     )
-    parser.add_argument("-l", "--logdir", default="logs", metavar="FOLDER", help="where runs are kept (logs)")
+    add_set_flag(parser, "the config")
+    parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
+    parser.add_argument("-f", "--postfix", default="", help="appended to the name")
     parser.add_argument(
-        "-s", "--seed", type=int, default=None, help="of weights, batches, dropout (23; a resumed run keeps its own)"
+        "-r", "--resume", default=None, metavar="RUN", help="resume a run: its folder, or a checkpoint in it"
+    )
+    parser.add_argument("-l", "--logdir", default="logs", metavar="FOLDER", help="folder of the runs (logs)")
+    parser.add_argument(
+        "-s",
+        "--seed",
+        type=int,
+        default=None,
+        help="seed of weights, batches and dropout (23; a resumed run keeps its own)",
     )
     parser.add_argument(
         "-t", "--train", type=_true_or_false, nargs="?", const=True, default=True, metavar="BOOL", help="train (true)"
@@ -113,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="BOOL",
         help="do not test after training (false)",
     )
-    parser.add_argument("--gpus", default=None, metavar="LIST", help="numbers of GPUs, as taming takes them: 0, or 0,1")
+    parser.add_argument("--gpus", default=None, metavar="LIST", help="indices of GPUs, as taming takes them: 0, or 0,1")
     parser.add_argument(
         "-d",
         "--debug",
@@ -122,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="BOOL",
-        help="open the debugger where an error was raised (false)",
+        help="open the debugger at an error (false)",
     )
     return parser
 

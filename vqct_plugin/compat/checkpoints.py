@@ -8,7 +8,7 @@ import logging
 import zipfile
 from typing import Any, Dict, Iterable, List, Mapping, Optional
 
-from vqct_plugin.compat.pickles import Inert, materialise, read_stream, read_zip
+from vqct_plugin.compat.pickles import Inert, materialize, read_stream, read_zip
 
 _log = logging.getLogger(__name__)
 _STOCK_CODEBOOK = "quantize.embedding.weight"
@@ -40,7 +40,7 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
                     f"{path} has no state_dict, it holds {holds}; ckpt_path takes a checkpoint as Lightning writes "
                     'it: {"state_dict": {name: tensor, ...}, ...}'
                 )
-            weights = {str(key): materialise(value, storage) for key, value in checkpoint["state_dict"].items()}
+            weights = {str(key): materialize(value, storage) for key, value in checkpoint["state_dict"].items()}
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}: write the path of a Lightning .ckpt in ckpt_path") from error
     except CheckpointError:
@@ -57,9 +57,7 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
     return weights
 
 
-def load_into(
-    model: Any, path: Any, ignore_keys: Iterable[str] = (), weights: Optional[Dict[str, Any]] = None
-) -> None:
+def load_into(model: Any, path: Any, ignore_keys: Iterable[str] = (), weights: Optional[Dict[str, Any]] = None) -> None:
     """Load a checkpoint's weights into a host's model, and log what was loaded and what was not.
 
     Keys that begin with one of ``ignore_keys`` are left out. So is a stock VQGAN's learned codebook, where the model
@@ -97,7 +95,7 @@ def load_into(
         raise
     _log.info("Restored %d of the model's %d tensors from %s.", len(found), len(own), path)
     for what, keys in (
-        ("Not in the checkpoint, as initialised", sorted(set(own) - set(weights))),
+        ("Not in the checkpoint, as initialized", sorted(set(own) - set(weights))),
         ("In the checkpoint, not in the model", sorted(set(weights) - set(own))),
     ):
         if keys:

@@ -193,10 +193,10 @@ class TwoOptimizersByHand(Adapted):
         self._check_options()
         if stage != "fit":
             return
-        # The Trainer refuses to be told so by its user, but reads it: for the loggers' step, for the gradients to
-        # keep over a validation, for estimated_stepping_batches.
+        # The Trainer refuses this argument from its user, but reads the attribute: for the loggers' step, for
+        # gradients kept during validation, and for estimated_stepping_batches.
         self.trainer.accumulate_grad_batches = self.accumulate_grad_batches
-        # In a pass, the other optimizer's parameters are unused. Lightning 1 told DDP to look for those by default.
+        # In a pass, the other optimizer's parameters are unused. Lightning 1 had DDP look for those by default.
         ddp_options = getattr(self.trainer.strategy, "_ddp_kwargs", None)
         if isinstance(ddp_options, dict):
             ddp_options.setdefault("find_unused_parameters", True)

@@ -209,14 +209,14 @@ def _get_item_size(dtype: str) -> int:
     return torch.empty((), dtype=getattr(torch, dtype)).element_size()
 
 
-def materialise(value: Any, storage_bytes: ReadStorage) -> Any:
+def materialize(value: Any, storage_bytes: ReadStorage) -> Any:
     """Tensors for the records in a value of a state dict."""
     if isinstance(value, Record):
         return _tensor(value, storage_bytes)
     if isinstance(value, Mapping):
-        return {key: materialise(inner, storage_bytes) for key, inner in value.items()}
+        return {key: materialize(inner, storage_bytes) for key, inner in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(materialise(inner, storage_bytes) for inner in value)
+        return type(value)(materialize(inner, storage_bytes) for inner in value)
     return value
 
 

@@ -26,8 +26,8 @@ class RunFigures(NamedTuple):
         values: for each figure of single images (``psnr``, ``ssim``, ...), one value an image.
         mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over images.
         of_set: each figure of the whole set (``rfid``, ``inception_score``), a number.
-        missing: figure -> why it is not there.
-        shown: every figure, there or missing, and how it stands in tables.
+        missing: figure -> why it is missing.
+        shown: every figure, computed or missing, and how tables show it.
         usage: of each part of the codebook, over the whole set.
         counts, part_of_speech: (n_e,) how often each code was chosen, and its part, an index into the keys of
             ``usage``.
@@ -191,7 +191,7 @@ def _size_code(quantizer: Any, positions: int) -> Tuple[int, float]:
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> List[float]:
-    """[low, high] of the mean by the percentile bootstrap: means of so many resamples of the images."""
+    """[low, high] of the mean by the percentile bootstrap: means of ``resamples`` resamples of the images."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2 or not np.isfinite(array).all():
         return [float("nan")] * 2

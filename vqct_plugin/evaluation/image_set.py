@@ -23,7 +23,7 @@ def build_image_set(
         trained: a loaded first stage.
         images: a folder or list file of images; None for the validation set.
         size: the side of the squares that they are cropped to; None for the model's resolution.
-        limit: the first so many only.
+        limit: only the first ``limit`` images.
         shown: a side other than the evaluation's, to look at them.
 
     Raises:

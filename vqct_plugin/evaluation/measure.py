@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Figure(NamedTuple):
-    """How a figure stands in tables.
+    """How tables show a figure.
 
     Attributes:
         title: its row.
@@ -21,7 +21,7 @@ class Figure(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What a measure is made with.
+    """The conditions under which a measure works.
 
     Attributes:
         protocol: ``"plain"`` or ``"vqct"``, see :func:`vqct_plugin.evaluation.images.measure`.
@@ -40,7 +40,7 @@ class Measure:
     ``update`` sees each batch once, and keeps what ``compute`` needs, with a row for each image. Rows are what is
     written between two parts of an evaluation, and what several processes bring together: a measure holds nothing else.
 
-    A measure of one's own, the share of pixels that are off by more than a tenth:
+    A custom measure, the share of pixels that are off by more than a tenth:
 
     >>> class Misses(Measure):
     ...     figures = {"misses": Figure("misses", 4)}

@@ -1,4 +1,4 @@
-"""``evaluate_runs``: one or several trained models over a set of images, side by side."""
+"""``evaluate_runs``: one or several trained models evaluated on the same images."""
 
 from pathlib import Path
 from typing import Any, List, Sequence, Union

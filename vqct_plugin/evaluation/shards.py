@@ -1,4 +1,4 @@
-"""An evaluation in shards: pieces that several processes share, and that are kept when one is stopped."""
+"""An evaluation in shards, which several processes share and which survive an interruption."""
 
 import hashlib
 import io
@@ -27,7 +27,7 @@ _PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 
 class Settings(NamedTuple):
-    """What every process of an evaluation has to know.
+    """The settings that every process of an evaluation needs.
 
     Attributes:
         images: a folder or list file of images; None for the config's validation set.
@@ -37,7 +37,7 @@ class Settings(NamedTuple):
         batch_size, workers: images at once, and processes that read them. They change no figure but by rounding.
         precision: ``"32"``, ``"bf16"`` or ``"16"`` (autocast).
         shard_size: images in a shard, the piece of work that is kept when an evaluation is stopped.
-        limit: evaluate the first so many images only.
+        limit: evaluate only the first ``limit`` images.
         folder: where the shards are kept.
         progress: whether to show a bar.
     """
@@ -159,7 +159,7 @@ class _Work:
 
 
 def _spawn(processes: int, work: _Work) -> None:
-    """Evaluate in so many processes; what one of them cannot use is raised here."""
+    """Evaluate in several processes; an error in one of them is raised here."""
     errors = torch.multiprocessing.get_context("spawn").SimpleQueue()
     config = OmegaConf.to_container(work.trained.config)
     arguments = (processes, config, work.trained.checkpoint, work.settings, work.measures, errors)
@@ -195,7 +195,7 @@ def _identify_files(items: Any) -> List[Tuple[str, Any]]:
 
 
 def _save(file: Path, shard: Shard) -> None:
-    """Whole or not at all: a shard that is there is finished."""
+    """Write a shard atomically, so that one that exists is complete."""
     part = file.with_suffix(f".{os.getpid()}.tmp")
     with part.open("wb") as stream:
         every: Any = shard

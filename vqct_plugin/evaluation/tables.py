@@ -37,7 +37,7 @@ def make_rows(figures: Sequence[RunFigures]) -> List[Dict[str, str]]:
 
 
 def list_notes(figures: Sequence[RunFigures]) -> List[str]:
-    """Why figures are not there, and what the brackets are."""
+    """Notes below the table: why figures are missing, and what the brackets mean."""
     titles = {name: figure.title for name, figure in _list_figures(figures).items()}
     found: Dict[str, List[str]] = {}
     for its in figures:
@@ -47,7 +47,7 @@ def list_notes(figures: Sequence[RunFigures]) -> List[str]:
                 found[why].append(titles[name])
     lines = [f"- {', '.join(names)}: {why}" for why, names in found.items()]
     if len({its.source for its in figures}) > 1:
-        lines.append("- the runs have validation sets of their own, which differ; give the same to all as images")
+        lines.append("- the runs have different validation sets; pass images to evaluate all of them on the same")
     return [*lines, "- in brackets: the 95 % interval of the mean, by bootstrap over images"]
 
 
@@ -77,7 +77,7 @@ def _name_part(part: str) -> str:
 def write_tables(figures: Sequence[RunFigures], folder: Path) -> None:
     """``table.md``, ``figures.csv`` (one row a run), ``figures.json`` and ``images.csv`` (one row a run and image).
 
-    What is no number, such as an interval of one image, is nan in CSV and null in JSON, which has no word for it.
+    A value that is not a number, such as the interval of a single image, is nan in CSV and null in JSON.
     """
     folder.mkdir(parents=True, exist_ok=True)
     flat = [_make_row(its) for its in figures]

@@ -25,7 +25,7 @@ def find_weights(name: str, weights: Union[str, Path, None] = None) -> Optional[
 
 
 def explain_absence(name: str) -> str:
-    """Why a figure is not there, for the table."""
+    """Why a figure is missing, for the table's notes."""
     return f"no {name} in the folder of weights, in {VARIABLE} or in torch's hub folder"
 
 

@@ -20,7 +20,7 @@ def get_word_vectors(quantizer: Any) -> np.ndarray:
     return vectors
 
 
-def find_neighbours(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric: str) -> np.ndarray:
+def find_neighbors(vectors: np.ndarray, part_of_speech: np.ndarray, number: int, metric: str) -> np.ndarray:
     """(n, number) the nearest other codes of the same part, the nearest first; -1 where a part has fewer.
 
     ``metric``: ``"cosine"`` for words' vectors, ``"euclidean"`` for codes, which are looked up by it.
@@ -41,7 +41,7 @@ def find_neighbours(vectors: np.ndarray, part_of_speech: np.ndarray, number: int
 
 
 def share_kept(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """(n,) the share of each code's nearest before that is among its nearest after, see :func:`find_neighbours`."""
+    """(n,) the share of each code's nearest before that is among its nearest after, see :func:`find_neighbors`."""
     same = (before[:, :, None] == after[:, None, :]) & (before >= 0)[:, :, None]
     number = np.maximum((before >= 0).sum(axis=1), 1)
     share: np.ndarray = same.any(axis=2).sum(axis=1) / number

@@ -1,4 +1,4 @@
-"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two side by side."""
+"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two compared."""
 
 import datetime
 import logging
@@ -63,7 +63,7 @@ def compare(
         output: the folder in which this comparison gets a folder of its own.
         trainer: arguments of Lightning's Trainer, for both.
         seed: of both.
-        tiles_shown: the images on the report's page are so many times as wide as those of validation, whose data set
+        tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
 
     Raises:
@@ -98,7 +98,7 @@ def compare(
 
 
 def _compute_size(config: Any, tiles: int) -> Optional[int]:
-    """The side of the images on the page; refused before the training, not after it."""
+    """The side of the images on the page; checked before the training, not after it."""
     if tiles == 1:
         return None
     params = config.data.params.validation.get("params") or {}

@@ -32,7 +32,7 @@ def embed_chart(draw: Callable[[bool], Any], alt: str, file: Path) -> Dict[str, 
 
     Args:
         draw: from whether the page is dark to a matplotlib figure.
-        alt: what it shows, in words.
+        alt: a description of what it shows.
         file: a PNG file.
     """
     found = {"alt": alt}

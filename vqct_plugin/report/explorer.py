@@ -7,7 +7,7 @@ import numpy as np
 from vqct_plugin.report.codespace import get_codebook
 from vqct_plugin.report.embedding import embed_image
 from vqct_plugin.report.sections import Page
-from vqct_plugin.report.words import colour_codes, count_each_image, find_commonest, find_telling
+from vqct_plugin.report.words import color_codes, count_each_image, find_commonest, find_telling
 
 
 def make_data(page: Page) -> str:
@@ -30,7 +30,7 @@ def make_data(page: Page) -> str:
                 "words": model.words,
                 "parts": model.parts,
                 "part": model.part_of_speech.tolist(),
-                "colours": colour_codes(vectors, model.part_of_speech),
+                "colors": color_codes(vectors, model.part_of_speech),
                 "maps": [image.reshape(codes.shape[1], -1).tolist() for image in codes],
                 "grid": [codes.shape[2], codes.shape[3]],
                 "telling": [[code for code, _ in telling[labels.index(label)]] for label in page.sets],

@@ -1,4 +1,4 @@
-"""``make_report``: what trained models make of images, on one page that can be sent around."""
+"""``make_report``: a self-contained page on how trained models reconstruct images."""
 
 import difflib
 from pathlib import Path
@@ -110,8 +110,8 @@ def make_report(
         shown: the images on the page, see :func:`choose_images`: they have word maps, and the search looks through
             them.
         output: a folder.
-        words: whose neighbours to show; by default the most used.
-        force: write over a report that is there.
+        words: words whose nearest words to show; by default the most used.
+        force: replace an existing report.
 
     Returns:
         The page.
@@ -182,7 +182,7 @@ def choose_images(
 def _find_page(folder: Path, force: bool) -> Path:
     page = folder / "index.html"
     if page.exists() and not force:
-        raise ConfigError(f"{page} exists; write over it with force, or choose another folder")
+        raise ConfigError(f"{page} exists; pass force=True to replace it, or choose another folder")
     return page
 
 

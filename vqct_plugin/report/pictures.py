@@ -11,7 +11,7 @@ from torch import Tensor
 from vqct_plugin._drawing import COLOURS, colours, in_two_dimensions, label_points, theme
 from vqct_plugin.evaluation.figures import RunFigures
 
-#: the difference that an error map shows in its brightest colour, of values in [-1, 1], mean over the channels
+#: the difference that an error map shows in its brightest color, of values in [-1, 1], mean over the channels
 BRIGHTEST_ERROR = 0.5
 
 
@@ -56,12 +56,12 @@ def draw_comparison(
     return figure
 
 
-def _plot_use(axis: Any, name: str, part: str, evaluation: Any, colour: str) -> None:
+def _plot_use(axis: Any, name: str, part: str, evaluation: Any, color: str) -> None:
     usage = evaluation.usage[part]
     own = evaluation.counts[evaluation.part_of_speech == list(evaluation.usage).index(part)]
     share = own.sort(descending=True)[0].double().numpy() / max(usage.tokens, 1)
     used = share[: usage.in_use]
-    axis.fill_between(np.arange(len(used) + 1), np.append(used, used[-1:]), step="post", color=colour, linewidth=0)
+    axis.fill_between(np.arange(len(used) + 1), np.append(used, used[-1:]), step="post", color=color, linewidth=0)
     axis.set_yscale("log")
     axis.set_xlim(0, usage.codes)
     axis.spines[["top", "right"]].set_visible(False)
@@ -78,21 +78,21 @@ def make_plural(part: str) -> str:
     return "codes" if part in ("codes", "code", "joint") else f"{part}s"
 
 
-def draw_use(name: str, part: str, evaluation: Any, colour: int = 0, dark: bool = False) -> Any:
+def draw_use(name: str, part: str, evaluation: Any, color: int = 0, dark: bool = False) -> Any:
     """How often each code of a part was chosen, the most used first: the paper's Figure 5 for one part of one model.
 
     Args:
         name: of the model.
         part: a key of ``evaluation.usage``.
         evaluation: figures of ``evaluate`` or ``evaluate_runs``.
-        colour: which of the colours that tell models apart.
+        color: which of the colors that tell models apart.
     """
     from matplotlib.figure import Figure
 
     with theme(dark):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axis = figure.subplots()
-        _plot_use(axis, name, part, evaluation, colours(dark)[colour % len(COLOURS)])
+        _plot_use(axis, name, part, evaluation, colours(dark)[color % len(COLOURS)])
         axis.set_ylabel("share of choices")
     return figure
 
@@ -100,7 +100,7 @@ def draw_use(name: str, part: str, evaluation: Any, colour: int = 0, dark: bool 
 def map_error(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     """(H, W, 3) uint8: where a reconstruction differs from its original, black for not at all.
 
-    The colour is the absolute difference, the mean over the channels, brightest from ``BRIGHTEST_ERROR`` on.
+    The color is the absolute difference, the mean over the channels, brightest from ``BRIGHTEST_ERROR`` on.
 
     Args:
         original, reconstruction: (3, H, W) in [-1, 1].
@@ -108,8 +108,8 @@ def map_error(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     from matplotlib import colormaps
 
     error = (original.float() - reconstruction.float().clamp(-1, 1)).abs().mean(dim=0) / BRIGHTEST_ERROR
-    coloured: np.ndarray = colormaps["inferno"](error.clamp(0, 1).cpu().numpy(), bytes=True)[..., :3]
-    return coloured
+    colored: np.ndarray = colormaps["inferno"](error.clamp(0, 1).cpu().numpy(), bytes=True)[..., :3]
+    return colored
 
 
 def draw_reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bool = False) -> Any:
@@ -149,7 +149,7 @@ def draw_words(
     points: np.ndarray,
     words: Sequence[str],
     title: str,
-    coloured_by: Optional[np.ndarray] = None,
+    colored_by: Optional[np.ndarray] = None,
     dark: bool = False,
 ) -> Any:
     """Words in two dimensions: a half of the paper's Figures 1 and 3, see :func:`project`.
@@ -158,21 +158,21 @@ def draw_words(
         points: (n, 2).
         words: n words, the important ones first: these get their names.
         title: what the plane shows.
-        coloured_by: (n, 2) the plane whose places give the colours; with the plane before for both, mixed colours after
+        colored_by: (n, 2) the plane whose places give the colors; with the plane before for both, mixed colors after
             are words that changed their company.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    origin = points if coloured_by is None else coloured_by
-    centred = origin - origin.mean(axis=0)
+    origin = points if colored_by is None else colored_by
+    centered = origin - origin.mean(axis=0)
     with theme(dark):
         figure = Figure(figsize=(5.2, 5.0), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
-        hues = (np.arctan2(centred[:, 1], centred[:, 0]) / (2 * np.pi)) % 1
-        colour = [hls_to_rgb(float(hue), 0.62 if dark else 0.42, 0.7) for hue in hues]
-        axis.scatter(points[:, 0], points[:, 1], s=16, color=colour, alpha=0.85, linewidths=0)
+        hues = (np.arctan2(centered[:, 1], centered[:, 0]) / (2 * np.pi)) % 1
+        color = [hls_to_rgb(float(hue), 0.62 if dark else 0.42, 0.7) for hue in hues]
+        axis.scatter(points[:, 0], points[:, 1], s=16, color=color, alpha=0.85, linewidths=0)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[["left", "bottom"]].set_visible(False)
@@ -222,11 +222,11 @@ def draw_step(steps: Mapping[str, Any], dark: bool = False) -> Any:
             ranked = np.sort(step.distance)[::-1]
             ranked = ranked[ranked > 0]
             share = (np.arange(len(ranked)) + 1) / max(len(step.distance), 1)
-            colour = colours(dark)[i % len(COLOURS)]
+            color = colours(dark)[i % len(COLOURS)]
             label = f"{name}: {step.updated:,} of {len(step.distance):,}"
-            axis.plot(np.append(0, share), np.append(ranked[:1], ranked), color=colour, linewidth=1.8, label=label)
+            axis.plot(np.append(0, share), np.append(ranked[:1], ranked), color=color, linewidth=1.8, label=label)
             if 0 < len(ranked) < len(step.distance):
-                axis.plot(share[-1:], ranked[-1:], "o", color=colour, markersize=4)
+                axis.plot(share[-1:], ranked[-1:], "o", color=color, markersize=4)
         _set_logarithmic(axis)
         axis.set_xlim(0, 1)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -248,7 +248,7 @@ def draw_curve(
     Args:
         curves: label -> (steps, values).
         title: what the values are.
-        models: label -> which of the colours that tell models apart; curves of one model get dashes of their own.
+        models: label -> which of the colors that tell models apart; curves of one model get dashes of their own.
         log: a logarithmic axis of values.
     """
     from matplotlib.figure import Figure
@@ -263,8 +263,8 @@ def draw_curve(
             dash = dashes[seen.get(number, 0) % len(dashes)]
             seen[number] = seen.get(number, 0) + 1
             marker = "o" if len(steps) == 1 else None
-            colour = colours(dark)[number % len(COLOURS)]
-            axis.plot(steps, values, dash, color=colour, linewidth=1.6, marker=marker, markersize=4, label=label)
+            color = colours(dark)[number % len(COLOURS)]
+            axis.plot(steps, values, dash, color=color, linewidth=1.6, marker=marker, markersize=4, label=label)
         if log:
             _set_logarithmic(axis)
         axis.set_title(title, fontsize=10)

@@ -13,7 +13,7 @@ from vqct_plugin.evaluation.tables import list_notes, make_rows
 from vqct_plugin.report import pictures
 from vqct_plugin.report.codespace import (
     Step,
-    find_neighbours,
+    find_neighbors,
     get_codebook,
     get_word_vectors,
     measure_moves,
@@ -27,7 +27,7 @@ from vqct_plugin.report.words import Tokens, find_commonest
 from vqct_plugin.runs.health import judge_usage
 from vqct_plugin.runs.load import Trained
 
-_NEIGHBOURS = 10
+_NEIGHBORS = 10
 _ON_MAP = 400  # codes of a part on a map of the code space
 _EXAMPLES = 6  # images with reconstructions; all of them have a word map
 _GRADES = ("collapsed", "partly dead", "too few images", "alive")
@@ -69,7 +69,7 @@ class Page:
         names: of each image, a path where it has one.
         tile: the side of the squares in which the models get them.
         models: the runs.
-        words: whose neighbours to show; the most used where there are none.
+        words: whose neighbors to show; the most used where there are none.
     """
 
     def __init__(
@@ -163,13 +163,13 @@ def fill_use(page: Page) -> List[Dict[str, str]]:
 
 
 def fill_space(page: Page, model: ReportedRun) -> Dict[str, Any]:
-    """A model's code space before and after transfer: planes, neighbours, moves."""
+    """A model's code space before and after transfer: planes, neighbors, moves."""
     name, part_of_speech, quantizer = model.name, model.part_of_speech, model.trained.model.quantize
     before = get_word_vectors(quantizer)
     after = get_codebook(quantizer).numpy()
     near = [
-        find_neighbours(before, part_of_speech, _NEIGHBOURS, "cosine"),
-        find_neighbours(after, part_of_speech, _NEIGHBOURS, "euclidean"),
+        find_neighbors(before, part_of_speech, _NEIGHBORS, "cosine"),
+        find_neighbors(after, part_of_speech, _NEIGHBORS, "euclidean"),
     ]
     distance, counts = measure_moves(before, after), model.figures.counts.numpy()
     charts = []
@@ -244,21 +244,21 @@ def fill_step(page: Page) -> Dict[str, Any]:
 def fill_curves(page: Page) -> List[Dict[str, str]]:
     """The figures that the runs logged while they trained."""
     charts = []
-    colours: Dict[str, int] = {}
+    colors: Dict[str, int] = {}
     for kind, title, log in _CURVES:
         found: Dict[str, Curve] = {}
         for i, model in enumerate(page.models):
             for label, curve in _select_curves(model, kind):
                 key = f"{model.name}, {label}" if label else model.name
                 found[key] = curve
-                colours[key] = i
+                colors[key] = i
         if found:
             alt = "; ".join(f"{key} ends at {curve.values[-1]:.3g}" for key, curve in found.items())
             charts.append(
                 page.draw(
                     f"curve_{kind}",
                     f"{title}: {alt}",
-                    lambda dark, f=found, t=title, g=log: pictures.draw_curve(f, t, colours, g, dark),
+                    lambda dark, f=found, t=title, g=log: pictures.draw_curve(f, t, colors, g, dark),
                 )
             )
     return charts
@@ -306,7 +306,7 @@ def _get_learning_rate(config: Any) -> float:
 
 def _share_by_chance(part_of_speech: np.ndarray) -> float:
     sizes = np.bincount(part_of_speech)
-    chances = [min(1.0, _NEIGHBOURS / max(size - 1, 1)) for size in sizes]
+    chances = [min(1.0, _NEIGHBORS / max(size - 1, 1)) for size in sizes]
     return float(np.average(chances, weights=sizes))
 
 

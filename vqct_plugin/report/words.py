@@ -79,7 +79,7 @@ def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, fl
 
     Args:
         counts: (S, n) how often each of S sets has each of n codes.
-        number: at most so many of each set.
+        number: at most this many for each set.
 
     Returns:
         For each set its (code, G2), the most telling first; codes that are not more frequent in it are left out.
@@ -103,29 +103,29 @@ def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, fl
     return found
 
 
-def colour_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
-    """A colour for each code, like codes of one part alike: ``#rrggbb``.
+def color_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
+    """A color for each code, like codes of one part alike: ``#rrggbb``.
 
     The hue is the place on the circle around the middle of the first two principal components, spread evenly; codes far
     from the middle are the more saturated.
     """
     from colorsys import hls_to_rgb
 
-    colours = ["#888888"] * len(vectors)
+    colors = ["#888888"] * len(vectors)
     for part in np.unique(part_of_speech):
         places = np.flatnonzero(part_of_speech == part)
-        centred = vectors[places].astype(np.float64)
-        centred = centred - centred.mean(axis=0)
-        _, _, directions = np.linalg.svd(centred, full_matrices=False)
-        points = centred @ directions[:2].T
+        centered = vectors[places].astype(np.float64)
+        centered = centered - centered.mean(axis=0)
+        _, _, directions = np.linalg.svd(centered, full_matrices=False)
+        points = centered @ directions[:2].T
         if points.shape[1] < 2:
             points = np.column_stack([points[:, 0], np.zeros(len(points))])
         hue = _rank(np.arctan2(points[:, 1], points[:, 0]))
         saturation = 0.15 + 0.55 * _rank(np.hypot(*points.T))
         for place, h, s in zip(places, hue, saturation):
             rgb = hls_to_rgb(float(h), 0.55, float(s))
-            colours[place] = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
-    return colours
+            colors[place] = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
+    return colors
 
 
 def _rank(values: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
     params = dict(to_plain(config.model.get("params")) or {})
     params.update({key: trainer.pop(key) for key in names if by_hand and key in trainer})
-    # null for an argument that the target does not have: a file laid over another takes it back
+    # null for an argument that the target does not have: so that a config can remove an argument of one before it
     params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}
     try:
         model = instantiate({"target": config.model.target, "params": params}, "model", cls)

@@ -89,7 +89,7 @@ class Images(Dataset):
         return squares
 
 
-class LabelledImages(Images):
+class LabeledImages(Images):
     """Images with a label map each, for stage 2's conditioning on segmentations (ADE20K, CelebAMask-HQ).
 
     Args:

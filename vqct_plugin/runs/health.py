@@ -1,4 +1,4 @@
-"""Whether a codebook works, in words."""
+"""A verdict on whether a codebook works, as a sentence."""
 
 from typing import NamedTuple, Optional
 
@@ -28,23 +28,25 @@ class Verdict(NamedTuple):
 def judge_usage(usage: PartUsage, part: str = "codes") -> Verdict:
     """Whether the codes of one part are alive."""
     name = "codes" if part in ("codes", "joint") else f"{part}s"
-    told = f"{usage.in_use:,} of {usage.codes:,} {name} are in use ({usage.share:.0%})"
+    counts = f"{usage.in_use:,} of {usage.codes:,} {name} are in use ({usage.share:.0%})"
     if usage.tokens == 0:
         return Verdict("too few images", f"no {name} were counted")
     used_as = f"as if {usage.perplexity:.0f} of them were used equally often"
     if usage.share >= ALIVE:
-        return Verdict("alive", f"{told}, {used_as}")
+        return Verdict("alive", f"{counts}, {used_as}")
     if usage.tokens < _CHOICES * usage.codes and usage.in_use > usage.tokens / 4:
-        return Verdict("too few images", f"{told}, but only {usage.tokens:,} were chosen in all; judge on more images")
+        return Verdict(
+            "too few images", f"{counts}, but only {usage.tokens:,} were chosen in all; judge on more images"
+        )
     if usage.share >= COLLAPSED:
-        return Verdict("partly dead", f"{told}, {used_as}; {len(usage.dead):,} are never chosen")
-    return Verdict("collapsed", f"{told}, {used_as}; {len(usage.dead):,} are never chosen")
+        return Verdict("partly dead", f"{counts}, {used_as}; {len(usage.dead):,} are never chosen")
+    return Verdict("collapsed", f"{counts}, {used_as}; {len(usage.dead):,} are never chosen")
 
 
 def describe_collapse(
     usage: PartUsage, before: Optional[PartUsage], part: str = "codes", transferred: bool = True
 ) -> Optional[str]:
-    """What to tell somebody whose codebook has collapsed while it trains; None where it has not, or only now.
+    """A warning for a codebook that has collapsed during training; None where it has not, or only in the last batches.
 
     Args:
         usage: over the last batches.

@@ -1,4 +1,4 @@
-"""Real photographs that come with a PyPI package, for the main job of the README: scikit-image's colour ones."""
+"""Real photographs that come with a PyPI package, for the main job of the README: scikit-image's color ones."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 import numpy as np
 from torch.utils.data import Dataset
 
-#: scikit-image's colour photographs that lie in its wheel (its other ones are downloaded, and not used)
+#: scikit-image's color photographs that lie in its wheel (its other ones are downloaded, and not used)
 FILES = (
     "astronaut.png",
     "chelsea.png",

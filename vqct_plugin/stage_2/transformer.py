@@ -277,7 +277,7 @@ class Net2NetTransformer(_Host):
         top_p: Optional[float] = None,
     ) -> Tensor:
         """Go on from the tokens x (B, k) by ``steps`` tokens, as the host's: (B, k + steps). A position that x begins
-        is drawn anew."""
+        is drawn again."""
         t = len(self.tokens)
         start = x.shape[1] // t
         drawn = sample_tokens(
@@ -342,5 +342,5 @@ def _count_conditions(model: Any) -> int:
     if hasattr(stage, "n_embed"):  # CoordStage rounds to 0 ... n_embed
         return int(stage.n_embed) + 1
     raise ValueError(
-        f"how many tokens {type(stage).__name__} has cannot be told; write transformer_config.params.cond_vocab_size"
+        f"the number of tokens of {type(stage).__name__} is unknown; set transformer_config.params.cond_vocab_size"
     )

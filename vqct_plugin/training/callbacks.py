@@ -1,4 +1,4 @@
-"""What happens beside training: image grids, the codes in use, and what an exact restart needs."""
+"""Callbacks: image grids, codebook usage, and what an exact restart needs."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ class ImageLogger(Callback):
 
     Args:
         batch_frequency: every how many batches of an epoch.
-        max_images: at most so many of a batch.
+        max_images: at most this many of a batch.
         clamp: cut values off at -1 and 1.
         increase_log_steps: also at the batches 1, 2, 4, 8, ... up to ``batch_frequency``, once each.
         folder: where ``images/`` goes; the run's own by default.
@@ -81,7 +81,7 @@ class ImageLogger(Callback):
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray((grid.permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
         except OSError as error:
-            raise OSError(f"the picture {file} cannot be written: {error}") from error
+            raise OSError(f"the image {file} cannot be written: {error}") from error
         for logger in trainer.loggers:
             if hasattr(getattr(logger, "experiment", None), "add_image"):
                 logger.experiment.add_image(name, grid, global_step=trainer.global_step)
@@ -110,11 +110,11 @@ class CodebookUsageLogger(Callback):
 
     ``train/in_use/noun`` is the share of the nouns that were chosen in the last ``every_n_batches`` batches,
     ``train/perplexity/noun`` their perplexity and ``train/dead/noun`` how many were not chosen; ``val/...`` is over the
-    whole validation set. The last figures of training stand in the progress bar. Every batch counts, however many make
-    a step; under DDP the counts of all processes are added first. A model without a codebook is left alone.
+    whole validation set. The latest training figures are shown in the progress bar. Every batch counts, however many
+    make a step; under DDP the counts of all processes are added first. A model without a codebook is ignored.
 
-    A codebook that has collapsed, with fewer than a tenth of its codes in use twice in a row, is warned of in words,
-    once until it recovers.
+    A codebook that has collapsed, with fewer than a tenth of its codes in use twice in a row, causes a
+    :class:`CodebookWarning`, once until it recovers.
 
     Args:
         every_n_batches: how many batches of training make one figure.
@@ -201,7 +201,7 @@ def _list_figures_of(usage: PartUsage) -> Dict[str, float]:
 
 
 class RandomState(Callback):
-    """Puts the random numbers of every process into the checkpoint, so that a resumed run draws what it would have."""
+    """Saves the random state of every process in the checkpoint, so that a resumed run draws the same numbers."""
 
     def __init__(self) -> None:
         self._loaded: Optional[List[Any]] = None
@@ -247,10 +247,10 @@ def restore_random_state(state: Mapping[str, Any]) -> None:
 
 
 class Rescue(Callback):
-    """Checkpoints out of turn: when one is asked for, when training is broken off, and at its end.
+    """Extra checkpoints: on request, when training is interrupted, and at its end.
 
-    ``kill -USR1`` asks for one: ``last.ckpt`` is written at the end of the batch. An exception or Ctrl-C writes
-    ``interrupted.ckpt``, which begins again with the batch that it came in; not where several processes train, which
+    ``kill -USR1`` requests one: ``last.ckpt`` is written at the end of the batch. An exception or Ctrl-C writes
+    ``interrupted.ckpt``, which resumes with the batch that was interrupted; not where several processes train, which
     would wait for each other, and not after an error in writing. A run that ends, by ``--max_steps`` say, between two
     checkpoints leaves ``last.ckpt`` as of its last step.
 

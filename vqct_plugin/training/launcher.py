@@ -19,7 +19,7 @@ from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, l
 from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 
-#: arguments of the Trainer that this launcher gives itself, and where they are said instead
+#: arguments of the Trainer that this launcher gives itself, and where to set them instead
 OURS = {
     "callbacks": "lightning.callbacks",
     "logger": "lightning.logger",
@@ -69,7 +69,7 @@ def run(
         gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
         name: of the run; the first file's by default.
         postfix: goes after the name.
-        resume: a run's folder, or a checkpoint in one, to go on from.
+        resume: a run's folder, or a checkpoint in one, to resume.
         logdir: where runs have their folders.
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
@@ -80,7 +80,7 @@ def run(
         DataError: a data set is empty, or an item cannot be read.
         OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
     """
-    folder, checkpoint, now, base = _find_place(base, resume, name, postfix, Path(logdir))
+    folder, checkpoint, now, base = _locate_run(base, resume, name, postfix, Path(logdir))
     config = load_config(base, overrides)
     seed = _choose_seed(config, seed)
     pl.seed_everything(seed, workers=True, verbose=False)
@@ -112,10 +112,10 @@ def run(
     return Run(folder, model, lightning_trainer)
 
 
-def _find_place(
+def _locate_run(
     base: Sequence[Union[str, Path]], resume: Any, name: str, postfix: str, logdir: Path
 ) -> Tuple[Path, Optional[Path], str, List[Path]]:
-    """The run's folder, the checkpoint to go on from, the time, and the configs."""
+    """The run's folder, the checkpoint to resume, the time, and the configs."""
     # Lightning runs the command again for each further device; those processes have to come to the same folder.
     now = os.environ.get("VQCT_TRAIN_STARTED")
     if now is None or os.environ.get("LOCAL_RANK", "0") == "0":
@@ -153,7 +153,7 @@ def _merge_trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any],
     options = {**of_yaml, **given}
     for key, instead in OURS.items():
         if key in options:
-            raise ConfigError(f"lightning.trainer.{key} is not taken; say it with {instead}")
+            raise ConfigError(f"lightning.trainer.{key} is not supported; use {instead} instead")
     if "gpus" in given and "devices" not in given:  # other devices than the YAML's
         options.pop("devices", None)
         options.pop("accelerator", None)
@@ -170,14 +170,14 @@ def _merge_trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any],
             f"the Trainer of Lightning {pl.__version__} has no argument {unknown[0]!r}"
             f"{suggest(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
         )
-    # One device unless told otherwise, as with taming: the learning rate goes with their number.
+    # One device by default, as with taming: the learning rate goes with their number.
     return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}
 
 
 def _read_gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
     """taming's ``--gpus 0,1``: a list of numbers as text; in a YAML also how many, as a number."""
     if "devices" in options:
-        raise ConfigError("gpus and devices say the same; give one of them")
+        raise ConfigError("gpus and devices mean the same; give only one of them")
     if isinstance(gpus, int) and not isinstance(gpus, bool):
         return {"accelerator": "gpu", "devices": gpus} if gpus else {"accelerator": "cpu"}
     try:
@@ -195,7 +195,7 @@ def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optiona
     if given is None or checkpoint is not None:
         return checkpoint
     if not Path(given).is_file():
-        raise ConfigError(f"resume_from_checkpoint names {given}, which is not there")
+        raise ConfigError(f"resume_from_checkpoint names {given}, which does not exist")
     return Path(given)
 
 
@@ -284,7 +284,7 @@ def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: b
 
 def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder: Path) -> None:
     if trainer.is_global_zero:
-        _log.info("log folder %s%s", folder, f", going on from {checkpoint}" if checkpoint else "")
+        _log.info("log folder %s%s", folder, f", resuming from {checkpoint}" if checkpoint else "")
     try:
         trainer.fit(model, data, **_checkpoint_arguments(trainer.fit, checkpoint))
     except (ConfigError, DataError):
@@ -293,7 +293,7 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
         last = folder / "checkpoints" / "last.ckpt"
         kept = "no checkpoint was written yet"
         if last.is_file():
-            kept = f"{last} is the last good checkpoint: resume {folder}"
+            kept = f"{last} is the last good checkpoint; resume {folder}"
         raise OSError(f"{error}. Training has stopped after {trainer.global_step} steps; {kept}") from error
     except (RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
         if checkpoint is not None and not trainer.global_step:
@@ -307,11 +307,11 @@ def _test(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path]) -> No
     if has_step and has_data:
         trainer.test(model, data, **_checkpoint_arguments(trainer.test, checkpoint))
     elif has_data and trainer.is_global_zero:
-        _log.warning("nothing is tested: %s has no test_step", type(model).__name__)
+        _log.warning("testing is skipped: %s has no test_step", type(model).__name__)
 
 
 def _checkpoint_arguments(function: Any, checkpoint: Optional[Path]) -> Dict[str, Any]:
-    """To go on from a checkpoint, in which code is never run where Lightning can be told so (from 2.6 on)."""
+    """Arguments that resume from a checkpoint, without running code in it where Lightning can do so (from 2.6 on)."""
     if checkpoint is None:
         return {}
     safely = {"weights_only": True} if "weights_only" in inspect.signature(function).parameters else {}
@@ -319,7 +319,7 @@ def _checkpoint_arguments(function: Any, checkpoint: Optional[Path]) -> Dict[str
 
 
 def _silence() -> None:
-    """Warnings of Lightning's that are wrong here or say nothing to our user."""
+    """Ignore Lightning's warnings that are wrong or useless here."""
     for message in (
         ".*no pre-optimization state was saved.*",  # at the end of a batch every optimizer has made its step
         ".*does not have many workers.*",

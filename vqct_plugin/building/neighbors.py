@@ -9,7 +9,7 @@ _MORE = 8  # candidates beyond k, so that the last digit of a matrix product doe
 _GROUP = 64  # cosines of which the largest is looked at first
 
 
-def nearest(
+def find_nearest(
     vectors: np.ndarray,
     queries: Sequence[int],
     among: Sequence[int],
@@ -19,7 +19,7 @@ def nearest(
     """(len(queries), k) places in ``vectors``: the k nearest of ``among`` to each query by cosine, nearest first.
 
     Of equally near ones (to 12 digits) the first in ``among`` comes first; a query that is in ``among`` is not its own
-    neighbour. Rows of zeros are near to nothing. k is at most what there is. ``first`` (len(queries),): query i looks
+    neighbor. Rows of zeros are near to nothing. k is at most what there is. ``first`` (len(queries),): query i looks
     among the first ``first[i]`` only, which have to be k at least.
 
     Candidates come from products in float32, and what is decided is decided in float64; a query whose candidates are
@@ -53,16 +53,16 @@ def nearest(
     return found
 
 
-def across_parts(vectors: np.ndarray, part_of_speech: np.ndarray, k: int) -> np.ndarray:
+def connect_parts(vectors: np.ndarray, part_of_speech: np.ndarray, k: int) -> np.ndarray:
     """(2, E) edges from each word to its k nearest words of all the other parts; an edge found from both ends once."""
     found: List[np.ndarray] = []
     for part in np.unique(part_of_speech):
         queries, others = np.flatnonzero(part_of_speech == part), np.flatnonzero(part_of_speech != part)
-        found.append(_edges(queries, nearest(vectors, queries.tolist(), others.tolist(), k)))
+        found.append(_edges(queries, find_nearest(vectors, queries.tolist(), others.tolist(), k)))
     return _each_once(found, len(vectors))
 
 
-def for_the_lonely(
+def connect_isolated(
     vectors: np.ndarray, part_of_speech: np.ndarray, count: np.ndarray, edges: np.ndarray, k: int
 ) -> np.ndarray:
     """(2, E) edges for the words that ``edges`` ties to fewer than k no rarer words of other parts: from each of them
@@ -93,7 +93,7 @@ def for_the_lonely(
         relatives = np.bincount(ends[0][is_one], minlength=len(order))
         queries = order[(part_of_speech[order] == part) & (relatives[order] < k)]
         if len(others):
-            near = nearest(vectors, queries.tolist(), others.tolist(), k, no_rarer[queries])
+            near = find_nearest(vectors, queries.tolist(), others.tolist(), k, no_rarer[queries])
             found.append(_edges(queries, near))
     return _each_once(found, len(vectors))
 

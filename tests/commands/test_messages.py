@@ -1,0 +1,55 @@
+"""The same flags in every command, and messages of the library in the words of a command."""
+
+import argparse
+import doctest
+import importlib
+import re
+
+import pytest
+
+from vqct_plugin.commands import messages
+from vqct_plugin.commands.messages import name_flags
+
+COMMANDS = ("build_prior", "evaluate", "import_prior", "patch", "report", "sample")
+
+
+def test_the_examples_in_the_docstrings_run():
+    assert doctest.testmod(messages).failed == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_are_spelled_with_hyphens_and_alike_in_all_commands(command):
+    parser = importlib.import_module(f"vqct_plugin.commands.{command}").make_parser()
+    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    assert all(re.fullmatch(r"--[a-z]+(-[a-z]+)*|-[a-z]", flag) for flag in flags)
+    for short, long in (("-o", "--output"), ("-f", "--force"), ("-b", "--base")):
+        assert flags.get(short) is flags.get(long)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "a/force=True_x.png exists; pass force=True to replace it",
+            "a/force=True_x.png exists; pass --force to replace it",
+        ),
+        ("pass vectors='prompts'", "pass --vectors prompts"),
+        ("pass the folder: plm=FOLDER", "pass the folder: --plm FOLDER"),
+        ("min_count is -1; lower min_count", "--min-count is -1; lower --min-count"),
+        ("/data/min_count/a.txt, min_count.txt and my-min_count are no files", None),
+        ("the vectors overflow", None),
+    ],
+)
+def test_arguments_become_flags_and_paths_stay(message, expected):
+    parser = argparse.ArgumentParser()
+    for flag in ("--force", "--plm", "--vectors", "--min-count"):
+        parser.add_argument(flag)
+    assert name_flags(message, parser) == (expected or message)
+
+
+def test_changes_to_a_config_are_given_with_set_or_without():
+    evaluate = importlib.import_module("vqct_plugin.commands.evaluate")
+    words = ["run", "a.b=1", "--set", "c=2", "d=3", "-b", "x.yaml", "e=4", "--set", "f=5", "--limit", "3"]
+    options = evaluate.evaluation_arguments(vars(evaluate.make_parser().parse_intermixed_args(words)))
+    assert (options["runs"], options["base"], options["limit"]) == (["run"], ("x.yaml",), 3)
+    assert options["overrides"] == ("c=2", "d=3", "f=5", "e=4", "a.b=1")
