@@ -10,6 +10,7 @@ import torch
 from tests.conftest import make_prior
 from tests.test_quantizer import make
 from vqct_plugin import CodebookTransferQuantizer
+from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.state import prior_in, settings_in
 
@@ -139,3 +140,89 @@ def test_a_dropout_goes_on_where_it_was():
         first(z)
     second.load_state_dict(first.state_dict())
     assert torch.equal(first(z)[0], second(z)[0])
+
+
+def test_every_argument_comes_back():
+    options = {"beta": 1.0, "legacy": False, "unknown_index": "extra", "topk": 2, "dropout": 0.25, "edge_weight": "log"}
+    first = make("two", **options)
+    again = CodebookTransferQuantizer.from_state_dict(first.state_dict())
+    assert again.settings == first.settings
+    assert (again.beta, again.legacy, again.transfer.dropout.p) == (1.0, False, 0.25)
+    assert CodebookTransferQuantizer.from_state_dict(first.state_dict(), beta=0.5).beta == 0.5
+    gumbel = GumbelTransferQuantizer(60, 24, kl_weight=0.1, temp_init=0.7, prior=make_prior((30, 50)))
+    back = GumbelTransferQuantizer.from_state_dict(gumbel.state_dict())
+    assert (back.kl_weight, back.temperature) == (0.1, 0.7)
+
+
+def test_a_remap_is_never_lost_without_a_word(tmp_path):
+    np.save(tmp_path / "used.npy", np.array([3, 5, 7, 11]))
+    options = {"parts": "joint", "remap": str(tmp_path / "used.npy"), "unknown_index": 0}
+    remapped, plain = make(**options), make("joint")
+    make(**options).load_state_dict(remapped.state_dict())
+    with pytest.raises(RuntimeError, match='Unexpected key.*"used"'):
+        plain.load_state_dict(remapped.state_dict())
+    with pytest.raises(ValueError, match="the checkpoint has no remap"):
+        remapped.load_state_dict(plain.state_dict())
+    with pytest.raises(ValueError, match="pass remap"):
+        CodebookTransferQuantizer.from_state_dict(remapped.state_dict())
+    with pytest.raises(ValueError, match="indices run from 0 to 9; expected 0 to 3"):
+        remapped.get_codebook_entry(torch.tensor([0, 9] * 8), (1, 4, 4, 24))
+
+
+def test_distributed_checkpoints_find_every_key():
+    """torch.distributed.checkpoint looks each key of the state up by attributes."""
+    module = pytest.importorskip("torch.distributed.checkpoint.state_dict")
+    model = torch.nn.Sequential(make("two"))
+    state = module.get_model_state_dict(model)
+    assert set(state) == set(model.state_dict())
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="a device as a context needs torch 2")
+def test_a_model_built_on_the_meta_device_has_its_words():
+    quantizer = make("two")
+    with torch.device("meta"):
+        built = make("two")
+    assert built.transfer.layer1.weight.device.type == "meta"
+    built.to_empty(device="cpu").load_state_dict(quantizer.state_dict())
+    assert torch.equal(built.embedding.weight, quantizer.embedding.weight)
+
+
+class Shifted(torch.nn.Module):
+    """A transfer of one's own, with a buffer."""
+
+    def __init__(self, n, d, code_dim):
+        super().__init__()
+        self.linear = torch.nn.Linear(d, code_dim)
+        self.register_buffer("shift", torch.zeros(code_dim))
+
+    def forward(self, vectors, edges, edge_count):
+        return self.linear(vectors) + self.shift
+
+
+def test_a_frozen_codebook_knows_of_buffers_too():
+    quantizer = make("two", transfer=Shifted).eval().freeze_codebook()
+    quantizer.transfer.module.shift.add_(1)
+    with pytest.raises(RuntimeError, match="have changed"):
+        quantizer(torch.randn(1, 24, 2, 2))
+
+
+@pytest.mark.parametrize("given", [Shifted, "tests.test_state.Shifted", {"target": "tests.test_state.Shifted"}])
+def test_a_transfer_of_ones_own_trains_and_comes_back(given):
+    """As a class, and as a YAML names it."""
+    quantizer = make("two", transfer=given)
+    quantizer(torch.randn(1, 24, 2, 2))[1].backward()
+    assert all(p.grad is not None for p in quantizer.parameters())
+    other = make("two", transfer=given)
+    other.load_state_dict(quantizer.state_dict())
+    assert torch.equal(other.embedding.weight, quantizer.embedding.weight)
+    by_hand = quantizer.transfer.module(torch.tensor(quantizer.prior.vectors), None, None)
+    assert torch.equal(quantizer.embedding.weight, by_hand)
+
+
+def test_a_transfer_that_returns_something_else_is_refused_when_it_is_built():
+    with pytest.raises(ValueError, match=r"returned torch.float32 \(60, 5\); expected codes \(60, 12\)"):
+        make("two", transfer=lambda n, d, code_dim: Shifted(n, d, 5))
+    with pytest.raises(ValueError, match="cannot be imported"):
+        make("two", transfer="nowhere.Transfer")
+    with pytest.raises(ValueError, match="unknown transfer 'gnn'"):
+        make("two", transfer="gnn")

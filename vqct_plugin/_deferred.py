@@ -29,7 +29,7 @@ class DeferredErrors:
             if not bool(condition):
                 raise error(message)
             return
-        if _capturing(condition.device):
+        if is_capturing(condition.device):
             return  # neither a question to an event nor a copy to the host can be part of a CUDA graph
         self._raise_due()
         if condition.device.type == "cuda":
@@ -56,10 +56,11 @@ class DeferredErrors:
         return DeferredErrors, ()
 
 
-def _capturing(device: torch.device) -> bool:
+def is_capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured on ``device``."""
     if device.type != "cuda" or not hasattr(torch.cuda, "is_current_stream_capturing"):
         return False
-    return bool(torch.cuda.is_current_stream_capturing())
+    return bool(torch.cuda.is_current_streamis_capturing())
 
 
 def _recorded_event(device: torch.device) -> Optional[Any]:

@@ -3,6 +3,7 @@
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
 """
 
+import inspect
 import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
@@ -40,7 +41,8 @@ Self = TypeVar("Self", bound="TransferredCodebook")
 class TransferredCodebook(nn.Module):
     """What all quantizers with a transferred codebook share: its codes, and the way from indices to vectors.
 
-    The arguments are explained at :class:`vqct_plugin.CodebookTransferQuantizer`.
+    The arguments are explained at :class:`vqct_plugin.CodebookTransferQuantizer`; ``others`` are further arguments of
+    the class's own that its state keeps.
     """
 
     part_of_speech: Tensor
@@ -59,6 +61,7 @@ class TransferredCodebook(nn.Module):
         sane_index_shape: bool,
         l2_normalize: bool = False,
         channels_last: bool = False,
+        others: Optional[Mapping[str, Any]] = None,
     ) -> None:
         super().__init__()
         check_flag("sane_index_shape", sane_index_shape)
@@ -86,7 +89,7 @@ class TransferredCodebook(nn.Module):
         self.l2_normalize = l2_normalize
         self.channels_last = channels_last
         # Constants are plain tensors, neither parameters nor buffers: see vqct_plugin.transfer.
-        self.part_of_speech = torch.tensor(self.prior.part_of_speech.astype(np.int64))
+        self.part_of_speech = torch.tensor(self.prior.part_of_speech.astype(np.int64), device="cpu")
         self.token_bounds = token_bounds(self.slices)
         self._state = QuantizerState(
             self.prior,
@@ -101,6 +104,7 @@ class TransferredCodebook(nn.Module):
                 "l2_normalize": l2_normalize,
                 "channels_last": channels_last,
                 "sane_index_shape": sane_index_shape,
+                **(others or {}),
             },
         )
         self._frozen: Optional[FrozenCodebook] = None
@@ -130,8 +134,11 @@ class TransferredCodebook(nn.Module):
                 f"the state has no {prefix}prior.header, so it does not say which words the codes are; build the "
                 "quantizer with its prior file, and load the state into it"
             )
-        settings = {**settings_in(state, prefix), **options}
-        settings.setdefault("prior", prior)
+        if f"{prefix}used" in state and "remap" not in options:
+            raise ValueError("the state is of a quantizer with a remap; pass remap, the file of the indices in use")
+        known = inspect.signature(cls.__init__).parameters
+        settings = {name: value for name, value in settings_in(state, prefix).items() if name in known}
+        settings = {"prior": prior, **settings, **options}
         quantizer = cls(settings.pop("n_e"), settings.pop("e_dim"), **settings)
         own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         quantizer.load_state_dict(own)
@@ -208,6 +215,11 @@ class TransferredCodebook(nn.Module):
         return _named(indices.tolist(), self.words)
 
     @property
+    def settings(self) -> Dict[str, Any]:
+        """The arguments that the quantizer was made with, as its state has them."""
+        return dict(self._state.settings)
+
+    @property
     def embedding(self) -> Table:
         """``embedding.weight``: the codebook in use (n_e, e_dim / parts), without dropout; ``embedding(indices)``: its
         rows."""
@@ -237,7 +249,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         with torch.no_grad():
             codes = self._codes_in_use(dropout=False).clone()
-            self._frozen = FrozenCodebook(codes, [p.detach().clone() for p in self.transfer.parameters()])
+            self._frozen = FrozenCodebook(codes, [w.detach().clone() for w in self._sources()])
         return self
 
     def unfreeze_codebook(self: Self) -> Self:
@@ -253,12 +265,16 @@ class TransferredCodebook(nn.Module):
             codes: Tensor = self.transfer(self.training if dropout is None else dropout, fingerprint)
             return F.normalize(codes, dim=1) if self.l2_normalize else codes
 
+    def _sources(self) -> List[Tensor]:
+        """What the codes are computed from, and may change."""
+        return [*self.transfer.parameters(), *self.transfer.buffers()]
+
     def _still_frozen(self, frozen: FrozenCodebook) -> Tensor:
         if self.training:
             raise RuntimeError("the codebook is frozen for inference; call unfreeze_codebook() before training")
         if tracing():
             return frozen.codes  # it becomes a constant of the graph
-        unchanged = frozen.unchanged(list(self.transfer.parameters()))
+        unchanged = frozen.unchanged(self._sources())
         if compiling():
             return frozen.codes * torch.where(unchanged, 1.0, float("nan"))
         self._errors.unless(
@@ -293,7 +309,12 @@ class TransferredCodebook(nn.Module):
         at = self._checked_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
         codes = self._codes_in_use(dropout=False)
         tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
-        return torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1).reshape(*positions, self.e_dim)
+        vectors = torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1)
+        if compiling() and not tracing():  # no error can be raised here; what is refused elsewhere is NaN
+            first, last = self.token_bounds.to(at.device).unbind(0)
+            wrong = ((at < first) | (at >= last)).any(dim=1, keepdim=True)
+            vectors = vectors.masked_fill(wrong, float("nan"))
+        return vectors.reshape(*positions, self.e_dim)
 
     def _checked_tokens(self, at: Tensor) -> Tensor:
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
@@ -347,12 +368,12 @@ class TransferredCodebook(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         frozen = self._frozen
-        current = frozen is not None and bool(frozen.unchanged(list(self.transfer.parameters())))
+        current = frozen is not None and bool(frozen.unchanged(self._sources()))
         super()._apply(fn, *args, **kwargs)
         self.part_of_speech = moved_like(fn, self.part_of_speech)
         self.token_bounds = moved_like(fn, self.token_bounds)
         if frozen is not None:
-            weights = list(self.transfer.parameters()) if current else frozen.weights
+            weights = self._sources() if current else frozen.weights
             self._frozen = FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
         return self
 

@@ -5,16 +5,17 @@ codebook that all processes share: masks from each process's own generator would
 """
 
 from collections import deque
-from typing import Any, Deque, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from vqct_plugin._deferred import DeferredErrors
+from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, transformed
+from vqct_plugin._torch import compiling, in_backward, is_fake, transformed
 
+_ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
 _REMEMBERED = 16  # forward passes whose backward pass may still be to come
 
@@ -23,7 +24,8 @@ class SharedDropout(nn.Module):
     """Dropout by a mask that is a function of two integers, a seed and how many masks were drawn before.
 
     Nothing else enters: not the process, not the device, not how often anything else drew a random number. The seed
-    comes from the weights at the first mask: DDP gives all processes the same weights when it is built. Both integers
+    comes from the weights at the first mask: DDP gives all processes the same weights when it is built. From then on
+    every process has to make the same number of training passes, as DDP asks of them anyway. Both integers
     are in the state, and neither is a buffer: averages of weights and DDP leave them alone. 16 random bits decide about
     an element, so p is kept to 2^-16.
 
@@ -43,8 +45,8 @@ class SharedDropout(nn.Module):
         if not isinstance(p, (int, float)) or isinstance(p, bool) or not 0 <= p < 1:
             raise ValueError(f"dropout is {p!r}; expected a probability, 0 or more and less than 1")
         self.p = float(p)
-        self.seed = torch.full((), _UNSET, dtype=torch.int64)
-        self.draws = torch.zeros((), dtype=torch.int64)
+        self.seed = torch.full((), _UNSET, dtype=torch.int64, device="cpu")
+        self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
         self._seeded = False  # known on the host, so that no step asks again
         self._outstanding = _Outstanding()
 
@@ -96,7 +98,7 @@ class SharedDropout(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[f"{prefix}seed"], destination[f"{prefix}draws"] = self.seed, self.draws
+        destination[f"{prefix}seed"], destination[f"{prefix}draws"] = self.seed.clone(), self.draws.clone()
 
     def _load_from_state_dict(
         self,
@@ -124,33 +126,33 @@ class SharedDropout(nn.Module):
 
 
 class _Outstanding:
-    """The masks of forward passes whose backward pass may still be to come, with their inputs' fingerprints."""
+    """The masks of the latest forward passes, whose backward pass may still be to come, by their inputs' fingerprints.
+
+    All of it is computed on the device: the host does not wait to know which mask it was.
+    """
 
     def __init__(self) -> None:
         self._passes: Deque[Tuple[Tensor, Optional[Tensor]]] = deque(maxlen=_REMEMBERED)
-        self._since = 0  # forward passes since the last that was computed again
-        self._repeating = False
+        self._repeated: Deque[Tensor] = deque(maxlen=_REMEMBERED)  # 0-d bool: this pass was computed again already
         self._errors = DeferredErrors()
 
     def remember(self, draw: Tensor, fingerprint: Optional[Tensor]) -> None:
-        if self._repeating:  # a backward pass has come and gone
-            self._passes.clear()
-            self._since, self._repeating = 0, False
         self._passes.append((draw, fingerprint))
-        self._since += 1
+        self._repeated.append(torch.zeros((), dtype=torch.bool, device=draw.device))
 
     def find(self, fingerprint: Optional[Tensor], device: torch.device) -> Tensor:
         """The mask's number of the forward pass that is being computed again."""
-        self._repeating = True
-        if self._since == 1:
+        if len(self._passes) == 1:
             return self._passes[0][0]
-        known = [(draw, print_) for draw, print_ in self._passes if print_ is not None and print_.device == device]
-        if fingerprint is None or not known:
+        if fingerprint is None or any(known is None or known.device != device for _, known in self._passes):
             raise RuntimeError(_NOT_FOUND)
-        draws = torch.stack([draw for draw, _ in known])
-        same = torch.stack([print_ for _, print_ in known]) == fingerprint
-        self._errors.unless(same.sum() == 1, _NOT_FOUND, RuntimeError)
-        return (draws * same).sum()
+        same = torch.stack([known for _, known in self._passes if known is not None]) == fingerprint
+        repeated = torch.stack(list(self._repeated))
+        fresh = same & ~repeated
+        found = torch.where(fresh.any(), fresh, same)  # a pass that was repeated may be so once more
+        self._errors.unless(found.sum() == 1, _NOT_FOUND, RuntimeError)
+        self._repeated = deque((repeated | found).unbind(), maxlen=_REMEMBERED)
+        return (torch.stack([draw for draw, _ in self._passes]) * found).sum()
 
     # What is under way belongs to this module's graph, not to a copy's.
     def __deepcopy__(self, memo: Any) -> "_Outstanding":
@@ -161,9 +163,9 @@ class _Outstanding:
 
 
 _NOT_FOUND = (
-    "gradient checkpointing computes a forward pass of the quantizer again, and of the several whose backward pass is "
-    "still to come it cannot be told which: run each backward pass before the next forward pass, or leave the "
-    "quantizer out of the checkpointed part"
+    "gradient checkpointing computes a forward pass of the quantizer again, and of the latest ones it cannot be told "
+    "which: two had the same input, or its input came out otherwise; run each backward pass before the next forward "
+    "pass, or leave the quantizer out of the checkpointed part"
 )
 
 
@@ -187,7 +189,27 @@ def seed_from(weights: Tensor) -> Tensor:
 )
 def kept(seed: Tensor, draw: Tensor, number: int, dropped: int) -> Tensor:
     """(number,) bool: which elements stay, when ``dropped`` of 2^16 go."""
+    _refuse_new_mask_in_backward(draw)
     return random_16_bits(number, seed, draw) >= dropped - 2**15
+
+
+_LATEST: Dict[torch.device, Tensor] = {}  # the highest number of a mask that a forward pass drew
+_COMPILED_INSIDE = (
+    "gradient checkpointing computes a compiled quantizer again, which then draws another dropout mask; compile the "
+    "checkpointed part as a whole, or leave the quantizer out of one of the two"
+)
+
+
+def _refuse_new_mask_in_backward(draw: Tensor) -> None:
+    """A mask in a backward pass repeats one of a forward pass, unless a compiled forward pass is run again whole: its
+    graph cannot ask whether it is being repeated, and counts on."""
+    if is_fake(draw) or is_capturing(draw.device):
+        return
+    latest = _LATEST.get(draw.device)
+    if not in_backward():
+        _LATEST[draw.device] = draw.clone() if latest is None else torch.max(latest, draw)
+    elif latest is not None:
+        _ERRORS.unless(draw <= latest, _COMPILED_INSIDE, RuntimeError)
 
 
 def random_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:

@@ -64,6 +64,7 @@ class GumbelTransferQuantizer(TransferredCodebook):
             prior=prior,
             parts_of_speech=parts_of_speech,
             topk=1,
+            others={"straight_through": straight_through, "kl_weight": kl_weight, "temp_init": temp_init},
             transfer=transfer,
             dropout=dropout,
             edge_weight=edge_weight,

@@ -107,6 +107,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
             sane_index_shape=sane_index_shape,
             l2_normalize=l2_normalize,
             channels_last=channels_last,
+            others={"beta": beta, "legacy": legacy, "unknown_index": unknown_index},
         )
         self.beta = beta
         self.legacy = legacy
@@ -177,7 +178,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """(N, topk) indices into the whole codebook."""
         own = codes.detach()[s.first : s.last]
         if self._as_taming:
-            return nearest_as_taming(vectors, own).unsqueeze(1)
+            return nearest_as_taming(vectors, own.to(vectors.dtype)).unsqueeze(1)
         return nearest(vectors, own, s.topk) + s.first
 
     def _errors_of(self, q: Tensor, vectors: Tensor) -> Tuple[Tensor, Tensor]:
@@ -215,18 +216,19 @@ class CodebookTransferQuantizer(TransferredCodebook):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._remap is not None:  # where taming's has it
-            destination[f"{prefix}used"] = self._remap.used
+            destination[f"{prefix}used"] = self._remap.used.clone()
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        used = state_dict.pop(f"{prefix}used", None)
-        if used is not None and self._remap is not None:
-            if used.shape != self._remap.used.shape:
-                raise ValueError(
-                    f"the checkpoint's remap has {len(used)} indices in use, this quantizer's {len(self._remap.used)}; "
-                    "build it with the checkpoint's remap file"
-                )
-            self._remap.used = used.detach().long().to(self._remap.used.device)
+        used = state_dict.pop(f"{prefix}used", None) if self._remap is not None else None
+        if self._remap is not None and (used is None or used.shape != self._remap.used.shape):
+            there = "no remap" if used is None else f"a remap of {len(used)} indices in use"
+            raise ValueError(
+                f"the checkpoint has {there}, this quantizer one of {len(self._remap.used)}; build it with the "
+                "checkpoint's remap file"
+            )
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self._remap is not None and used is not None:
+            self._remap.used = used.detach().long().to(self._remap.used.device)
 
     def extra_repr(self) -> str:
         slices = ", ".join(f"{s.name}: {s.last - s.first} codes, topk {s.topk}" for s in self.slices)

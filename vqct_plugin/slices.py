@@ -20,7 +20,7 @@ class Slice(NamedTuple):
 def token_bounds(slices: Sequence[Slice]) -> Tensor:
     """(2, T): the first code that each token of a position may be, and the one after the last."""
     tokens = [s for s in slices for _ in range(s.topk)]
-    return torch.tensor([[s.first for s in tokens], [s.last for s in tokens]])
+    return torch.tensor([[s.first for s in tokens], [s.last for s in tokens]], device="cpu")
 
 
 def slices_of(prior: CodebookPrior, joint: bool, topk: Union[int, Mapping[str, int]]) -> List[Slice]:

@@ -42,9 +42,9 @@ class QuantizerState:
         return self
 
     def save(self, destination: Any, prefix: str) -> None:
-        """Put the tensors into a state dict."""
+        """Put the tensors into a state dict: copies, since averages of state dicts write into what they find there."""
         for name, tensor in self.tensors.items():
-            destination[prefix + name] = tensor
+            destination[prefix + name] = tensor.clone()
 
     def take_from(self, state: Any, prefix: str) -> List[str]:
         """Take these keys out of a state dict that is being loaded, and check that they say the same.
@@ -65,6 +65,14 @@ class QuantizerState:
             fingerprint = str(header.get("fingerprint"))
             if fingerprint != self.fingerprint:
                 self._compare({"fingerprint": fingerprint, "description": _description(header)})
+            for name in ARRAYS:
+                there, here = theirs[f"prior.{name}"], self.tensors[f"prior.{name}"]
+                if there is not None and not torch.equal(there.detach().cpu(), here):
+                    raise PriorError(
+                        f"prior.{name} in the checkpoint is damaged: its header says that it is the prior of this "
+                        "quantizer, and its values are others. An average of whole state dicts does that; average "
+                        "the parameters alone"
+                    )
         if theirs["settings"] is not None:
             self._compare_settings(_json(theirs["settings"], "settings"), prefix)
         return [prefix + name for name, value in theirs.items() if value is None]

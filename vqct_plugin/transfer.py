@@ -80,7 +80,7 @@ class GraphTransfer(Transfer):
         if edge_weight not in EDGE_WEIGHTS:
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")
         neighbours, offsets, weights = _normalized_adjacency(prior, edge_weight)
-        vectors = torch.tensor(prior.vectors.astype(np.float32))
+        vectors = torch.tensor(prior.vectors.astype(np.float32), device="cpu")
         self.hold("propagated", _propagate_rows(vectors, neighbours, offsets, weights))  # A~ X
         self.hold("neighbours", neighbours)
         self.hold("offsets", offsets)
@@ -108,7 +108,7 @@ class MLPTransfer(Transfer):
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
-        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32), device="cpu"))
         self.layer1 = nn.Linear(self.vectors.shape[1], code_dim)
         self.layer2 = nn.Linear(code_dim, code_dim)
 
@@ -124,7 +124,7 @@ class LinearTransfer(Transfer):
 
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
-        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32), device="cpu"))
         self.layer = nn.Linear(self.vectors.shape[1], code_dim)
 
     def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
@@ -164,9 +164,9 @@ class ModuleTransfer(Transfer):
         super().__init__()
         n, d = prior.vectors.shape
         self.module = module if isinstance(module, nn.Module) else module(n, d, code_dim)
-        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32)))
-        self.hold("edges", torch.tensor(prior.edges.tolist(), dtype=torch.int64).reshape(2, -1))
-        self.hold("edge_count", torch.tensor(prior.edge_count.astype(np.float32)))
+        self.hold("vectors", torch.tensor(prior.vectors.astype(np.float32), device="cpu"))
+        self.hold("edges", torch.tensor(prior.edges.astype(np.int64), device="cpu").reshape(2, -1))
+        self.hold("edge_count", torch.tensor(prior.edge_count.astype(np.float32), device="cpu"))
         if not isinstance(self.module, nn.Module):
             raise ValueError(f"transfer made a {type(self.module).__name__}; expected a torch.nn.Module")
         with torch.no_grad():
@@ -286,7 +286,7 @@ def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tenso
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
     index = np.int32 if hasattr(torch, "compile") else np.int64  # 32 bits are served since torch 1.8
     neighbours, ends = column[order].astype(index), offsets.astype(index)
-    return torch.tensor(neighbours), torch.tensor(ends), torch.tensor(value[order].astype(np.float32))
+    return torch.from_numpy(neighbours), torch.from_numpy(ends), torch.from_numpy(value[order].astype(np.float32))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -46,6 +46,9 @@ def test_two_quantizers_of_one_model_are_no_twins(prior):
     x = torch.ones(40, 8)
     masks = [q.transfer.dropout(x, q.transfer.layer1.weight) for q in (first, second)]
     assert not torch.equal(*masks)
+    params = {"prior": prior, "n_e": {"adjective": 10, "noun": 20}, "e_dim": 16}  # where the host gives nothing
+    third, fourth = (build_quantizer({"target": TARGET, "params": params}) for _ in range(2))
+    assert not torch.equal(third.transfer.layer1.weight, fourth.transfer.layer1.weight)
 
 
 def test_omegaconfs_containers_become_plain(prior):

@@ -54,10 +54,10 @@ def build_beside(quantizer: Any, host: Mapping[str, Any], arguments: Mapping[str
     """
     import torch
 
-    from vqct_plugin.hosts.base import start_from
+    from vqct_plugin.hosts.base import add_up, start_from
 
     theirs = None
-    n_e, e_dim = host.get("n_e"), host.get("e_dim")
+    n_e, e_dim = (add_up(host.get(name, arguments.get(name))) for name in ("n_e", "e_dim"))
     if isinstance(n_e, int) and isinstance(e_dim, int) and min(n_e, e_dim) > 0:
         theirs = torch.nn.Embedding(n_e, e_dim).weight
         theirs.data.uniform_(-1.0 / n_e, 1.0 / n_e)
