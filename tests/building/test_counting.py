@@ -215,4 +215,4 @@ def test_a_cluster_without_workers_is_told_of(nltk_data):
 
 def test_a_dask_worker_with_another_nltk_is_refused():
     with pytest.raises(BuildError, match=r"this Dask worker has NLTK .*, the command has 3\.0"):
-        counting._counted_elsewhere(["a dog"], ("noun",), "3.0")
+        counting._count_on_dask(["a dog"], ("noun",), "3.0")

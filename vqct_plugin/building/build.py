@@ -380,7 +380,7 @@ def _check_together(
     if (plm is None) == (word_vectors is None):
         raise BuildError("expected one source of vectors: a language model (plm=...) or a file (word_vectors=...)")
     if word_vectors is not None and (vectors != "embeddings" or words == "model"):
-        raise BuildError("a file of word vectors takes no prompts and has no vocabulary of a model: both need plm=...")
+        raise BuildError("a file of word vectors takes no prompts and has no model's vocabulary: both need plm=...")
     if prompts:
         check_prompts(prompts)
         if vectors != "prompts":
