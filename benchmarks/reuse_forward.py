@@ -1,6 +1,6 @@
 """What ``reuse_forward`` saves: seconds a batch of a small VQGAN with and without it, in turns.
 
-    python benchmarks/reuse_forward.py
+python benchmarks/reuse_forward.py
 """
 
 import argparse
