@@ -159,7 +159,7 @@ def test_a_remap_is_never_lost_without_a_word(tmp_path):
     options = {"parts": "joint", "remap": str(tmp_path / "used.npy"), "unknown_index": 0}
     remapped, plain = make(**options), make("joint")
     make(**options).load_state_dict(remapped.state_dict())
-    with pytest.raises(RuntimeError, match='Unexpected key.*"used"'):
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"used"'):
         plain.load_state_dict(remapped.state_dict())
     with pytest.raises(ValueError, match="the checkpoint has no remap"):
         remapped.load_state_dict(plain.state_dict())

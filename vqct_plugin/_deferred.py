@@ -60,7 +60,7 @@ def is_capturing(device: torch.device) -> bool:
     """Whether a CUDA graph is being captured on ``device``."""
     if device.type != "cuda" or not hasattr(torch.cuda, "is_current_stream_capturing"):
         return False
-    return bool(torch.cuda.is_current_streamis_capturing())
+    return bool(torch.cuda.is_current_stream_capturing())
 
 
 def _recorded_event(device: torch.device) -> Optional[Any]:
