@@ -1,6 +1,8 @@
 """The codebook that words make: which codes there are, how indices become vectors again, and what a checkpoint holds.
 
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
+
+This file is long: a third of it is what its methods promise to hosts, and they read each other.
 """
 
 import inspect

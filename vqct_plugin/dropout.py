@@ -143,6 +143,7 @@ class _Outstanding:
     def find(self, fingerprint: Optional[Tensor], device: torch.device) -> Tensor:
         """The mask's number of the forward pass that is being computed again."""
         if len(self._passes) == 1:
+            self._repeated[0] = torch.ones_like(self._repeated[0])
             return self._passes[0][0]
         if fingerprint is None or any(known is None or known.device != device for _, known in self._passes):
             raise RuntimeError(_NOT_FOUND)

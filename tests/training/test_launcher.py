@@ -337,7 +337,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_checkpoint(here):
     words = [sys.executable, str(script), "-r", str(first.folder), "--max_epochs", "3"]
     done = subprocess.run(words, cwd=here, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert f"last.ckpt is the last good checkpoint: resume {first.folder}" in done.stderr
+    assert f"last.ckpt is the last good checkpoint; resume {first.folder}" in done.stderr
     assert "Traceback" not in done.stderr
     assert last.read_bytes() == before
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) // 2  # it was the other process's
