@@ -24,8 +24,14 @@ COMMANDS = ["train", "build-prior", "import-prior", "evaluate", "report", "sampl
 NEEDS = {"vqct_plugin.runs": "pytorch_lightning", "VQModel": "taming", "onnx": "onnxruntime", "torch.export": "torch"}
 
 
+WINGS_ARE_THERE = sys.version_info >= (3, 10)  # evaluation, reports and priors are for today's releases
+needs_wings = pytest.mark.skipif(not WINGS_ARE_THERE, reason="evaluation and building are for today's releases")
+
+
 @pytest.mark.parametrize(("name", "block"), BLOCKS)
 def test_a_python_block_runs(name, block, capsys, tmp_path, monkeypatch):
+    if "evaluation" in name and not WINGS_ARE_THERE:
+        pytest.skip("evaluation is for today's releases")
     for mark, module in NEEDS.items():
         if mark in block:
             pytest.importorskip(module)
@@ -158,6 +164,7 @@ def test_every_option_of_the_model_is_in_the_table_with_its_default():
     assert all(table[f"`{name}`"] == f"`{options[name]}`" for name in ADAPTER_OPTIONS)
 
 
+@needs_wings
 def test_every_name_of_ours_is_there():
     for target in sorted(set(re.findall(r"(?:`|::: |target: )(vqct_plugin(?:\.\w+)+)", ALL))):
         names = target.split(".")

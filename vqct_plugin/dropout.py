@@ -150,7 +150,7 @@ class _Outstanding:
         same = torch.stack([known for _, known in self._passes if known is not None]) == fingerprint
         repeated = torch.stack(list(self._repeated))
         fresh = same & ~repeated
-        found = torch.where(fresh.any(), fresh, same)  # a pass that was repeated may be so once more
+        found = fresh | (same & ~fresh.any())  # a pass that was repeated may be so once more
         self._errors.unless(found.sum() == 1, _NOT_FOUND, RuntimeError)
         self._repeated = deque((repeated | found).unbind(), maxlen=_REMEMBERED)
         return (torch.stack([draw for draw, _ in self._passes]) * found).sum()

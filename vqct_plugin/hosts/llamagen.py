@@ -51,4 +51,4 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
         new = indices.reshape(-1)[-len(recent) :]
         self.recent = torch.cat([recent, new])[-len(recent) :]
         used = torch.zeros(self.n_e + 1, device=indices.device)  # the first place is for tokens that are not there yet
-        return used.scatter_(0, self.recent + 1, 1.0)[1:].sum() / self.n_e
+        return used.index_fill_(0, self.recent + 1, 1.0)[1:].sum() / self.n_e
