@@ -33,7 +33,7 @@ from vqct_plugin.frozen import FrozenCodebook
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.slices import check_flag, slices_of, token_bounds
 from vqct_plugin.state import QuantizerState, prior_in, settings_in
-from vqct_plugin.table import Table, mean_of
+from vqct_plugin.table import Table, check_range, mean_of
 from vqct_plugin.transfer import TransferLike, build_transfer
 
 PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
@@ -210,10 +210,7 @@ class TransferredCodebook(nn.Module):
         (4, 4, True)
         """
         indices = self._as_indices(indices)
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.n_e:
-            raise ValueError(
-                f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to {self.n_e - 1}"
-            )
+        check_range(indices, self.n_e - 1)
         return _named(indices.tolist(), self.words)
 
     @property
@@ -326,9 +323,7 @@ class TransferredCodebook(nn.Module):
         if not on_the_host(at):
             self._errors.unless(((at >= first) & (at < last)).all(), "an index names no code that its token can take")
             return torch.min(torch.max(at, first), last - 1)  # so that a kernel does not stumble before we can say it
-        low, high = int(at.min()), int(at.max())
-        if low < 0 or high >= self.n_e:
-            raise ValueError(f"indices run from {low} to {high}; expected 0 to {self.n_e - 1}")
+        check_range(at, self.n_e - 1)
         wrong = torch.nonzero((at < first) | (at >= last))
         if len(wrong):
             token, bad = int(wrong[0, 1]), int(at[wrong[0, 0], wrong[0, 1]])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vqct_plugin._torch import on_the_host
+from vqct_plugin.table import check_range
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Remap:
     def places(self, indices: Tensor) -> Tensor:
         """Places in ``used`` of indices (B, L); ``unknown_index`` for those not in it."""
         self.used = self.used.to(indices.device)  # once: afterwards it is there
-        matches = indices[:, :, None] == self.used.to(indices)
+        matches = indices[:, :, None] == self.used
         places = matches.long().argmax(-1)
         unknown = ~matches.any(-1)
         if self.unknown_index == "random":  # drawn on the CPU, as taming draws
@@ -60,6 +61,6 @@ class Remap:
     def indices(self, places: Tensor) -> Tensor:
         """Indices of places in ``used``; the extra place becomes the first of them, as in taming."""
         most = len(self.used) - (self.unknown_index != len(self.used))  # the extra place comes after them
-        if on_the_host(places) and places.numel() and not 0 <= int(places.min()) <= int(places.max()) <= most:
-            raise ValueError(f"indices run from {int(places.min())} to {int(places.max())}; expected 0 to {most}")
+        if on_the_host(places):
+            check_range(places, most)
         return self.used.to(places)[torch.where(places >= len(self.used), torch.zeros_like(places), places)]

@@ -1,4 +1,4 @@
-"""Rows of a codebook: one by one, as of an ``nn.Embedding``, and the mean of several."""
+"""Rows of a codebook: one by one, as of an ``nn.Embedding``, the mean of several, and which there are."""
 
 from typing import NamedTuple
 
@@ -22,3 +22,9 @@ def mean_of(codes: Tensor, indices: Tensor) -> Tensor:
     if indices.shape[1] == 1:
         return F.embedding(indices.squeeze(1), codes)
     return F.embedding(indices, codes).mean(dim=1)
+
+
+def check_range(indices: Tensor, most: int) -> None:
+    """Refuse indices outside [0, most]; reads them on the host."""
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) <= most:
+        raise ValueError(f"indices run from {int(indices.min())} to {int(indices.max())}; expected 0 to {most}")
