@@ -28,7 +28,8 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
     """The k nearest codes of each vector by squared Euclidean distance, the nearest first.
 
     Distances are computed in float32 (in float64 where an argument has it), whatever autocast or TF32 say. Codes whose
-    computed distances are equal come lowest index first, as ``argmin`` has it. The host does not wait for a device.
+    computed distances are equal come lowest index first, as ``argmin`` has it; equal codes may be rounded apart, where
+    a matrix product adds up a block's last columns in another order. The host does not wait for a device.
 
     Args:
         z: (N, D) floating point, finite.

@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, compiling, eager_before_2_4, tracing, transformed, without_autocast
+from vqct_plugin._torch import (
+    at_least_float32,
+    compiling,
+    eager_before_2_4,
+    is_fake,
+    tracing,
+    transformed,
+    without_autocast,
+)
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
+from vqct_plugin.fused import Quantize
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
@@ -145,34 +154,38 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)`` and ``mean((q - sg(z))^2)``, indices (N, T)."""
         fingerprint = self._check_input(z)
         codes = self._codes_in_use(fingerprint=fingerprint)
+        with without_autocast(z.device):
+            if self._one_by_one(z):
+                return self._quantized_one_by_one(z, codes)
+            z_q, commitment, codebook, chosen = Quantize.apply(z.contiguous(), codes, self.slices, self.channels_last)
+            return z_q, commitment, codebook, chosen
+
+    def _one_by_one(self, z: Tensor) -> bool:
+        """Whether the operations come one by one, each with its own gradient: where they differ from
+        :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
+        return self._as_taming or self.l2_normalize or compiling() or tracing() or transformed() or is_fake(z)
+
+    def _quantized_one_by_one(self, z: Tensor, codes: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized: List[Tensor] = []
         chosen: List[Tensor] = []
-        with without_autocast(z.device):
-            rows = at_least_float32((z if self.channels_last else z.movedim(1, -1)).contiguous())
-            # One slice goes without chunk and cat: so the gradient has the strides it has in VectorQuantizer2, and the
-            # convolution before it adds up its bias in the same order, to the last bit.
-            slices = [rows] if len(self.slices) == 1 else rows.chunk(len(self.slices), dim=-1)
-            for s, vectors in zip(self.slices, slices):
-                if self.l2_normalize:
-                    vectors = F.normalize(vectors, dim=-1)
-                indices = self._nearest(vectors.reshape(-1, vectors.shape[-1]), codes, s)
-                q = mean_of(codes, indices).view(vectors.shape)
-                moved_vectors, moved_codes = self._errors_of(q, vectors)
-                commitment = commitment + moved_vectors
-                codebook = codebook + moved_codes
-                quantized.append(self._straight_through(vectors, q) if self._by_vectors() else q.detach())
-                chosen.append(indices)
-            z_q = quantized[0] if len(quantized) == 1 else torch.cat(quantized, dim=-1)
-            z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
-        if not self._by_vectors():
-            z_q = StraightThrough.apply(z, z_q)
+        rows = at_least_float32((z if self.channels_last else z.movedim(1, -1)).contiguous())
+        # One slice goes without chunk and cat: so the gradient has the strides it has in VectorQuantizer2, and the
+        # convolution before it adds up its bias in the same order, to the last bit.
+        slices = [rows] if len(self.slices) == 1 else rows.chunk(len(self.slices), dim=-1)
+        for s, vectors in zip(self.slices, slices):
+            if self.l2_normalize:
+                vectors = F.normalize(vectors, dim=-1)
+            indices = self._nearest(vectors.reshape(-1, vectors.shape[-1]), codes, s)
+            q = mean_of(codes, indices).view(vectors.shape)
+            moved_vectors, moved_codes = self._errors_of(q, vectors)
+            commitment = commitment + moved_vectors
+            codebook = codebook + moved_codes
+            quantized.append(self._straight_through(vectors, q))
+            chosen.append(indices)
+        z_q = quantized[0] if len(quantized) == 1 else torch.cat(quantized, dim=-1)
+        z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
         return z_q, commitment, codebook, torch.cat(chosen, dim=1)
-
-    def _by_vectors(self) -> bool:
-        """Whether the gradient goes straight through each slice's vectors, rather than through the map as a whole:
-        where they are not the map's own, and where the operations are fused or written down anyway."""
-        return self._as_taming or self.l2_normalize or compiling() or tracing() or transformed()
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:
         """(N, topk) indices into the whole codebook."""
@@ -233,15 +246,3 @@ class CodebookTransferQuantizer(TransferredCodebook):
     def extra_repr(self) -> str:
         slices = ", ".join(f"{s.name}: {s.last - s.first} codes, topk {s.topk}" for s in self.slices)
         return f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, legacy={self.legacy}, {slices}"
-
-
-class StraightThrough(torch.autograd.Function):
-    """``z + (z_q - z).detach()``, and its value is z_q to the last bit."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, z_q: Tensor) -> Tensor:
-        return z_q
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
-        return gradient, None
