@@ -25,6 +25,7 @@ from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
 from vqct_plugin.table import Table, mean_of
+from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, straight_through
 from vqct_plugin.transfer import TransferLike
 
 __all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]
@@ -64,6 +65,10 @@ class CodebookTransferQuantizer(TransferredCodebook):
         l2_normalize: codes and the slices of z are scaled to length 1 first, so that the nearest is the one of the
             highest cosine, as several hosts with few channels have it. The mean of several codes is not scaled again.
         channels_last: z is (B, H, W, e_dim), or a sequence (B, L, e_dim), and z_q likewise.
+        gradient: how z_q's gradient reaches z: ``"straight_through"`` or ``"rotation"``, see :mod:`vqct_plugin.terms`;
+            or a function of your own, in a YAML ``package.module.function``.
+        loss_terms: further terms of the loss with their weights, beside the two of ``beta``: a mapping from
+            ``package.module.function``, or a name in :data:`vqct_plugin.terms.LOSS_TERMS`, to a number.
 
     Attributes:
         n_e, e_dim: the true number of codes, and of channels.
@@ -100,10 +105,13 @@ class CodebookTransferQuantizer(TransferredCodebook):
         edge_weight: str = "count",
         l2_normalize: bool = False,
         channels_last: bool = False,
+        gradient: GradientLike = "straight_through",
+        loss_terms: LossTermsLike = None,
     ) -> None:
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
             raise ValueError(f"beta is {beta!r}; expected a number of 0 or more, such as 0.25")
         check_flag("legacy", legacy)
+        its_gradient, its_terms = gradient_of(gradient), loss_terms_of(loss_terms)
         super().__init__(
             n_e,
             e_dim,
@@ -116,12 +124,21 @@ class CodebookTransferQuantizer(TransferredCodebook):
             sane_index_shape=sane_index_shape,
             l2_normalize=l2_normalize,
             channels_last=channels_last,
-            others={"beta": beta, "legacy": legacy, "unknown_index": unknown_index},
+            others={
+                "beta": beta,
+                "legacy": legacy,
+                "unknown_index": unknown_index,
+                "gradient": name_of(its_gradient),
+                "loss_terms": {term.name: term.weight for term in its_terms},
+            },
         )
         self.beta = beta
         self.legacy = legacy
+        self._gradient = its_gradient
+        self._terms = its_terms
+        self._plain = its_gradient is straight_through and not its_terms and not l2_normalize
         # A learned table with one part is VectorQuantizer2, and then it is to the last bit.
-        self._as_taming = transfer == "table" and self.tokens_per_position == 1 and not l2_normalize
+        self._as_taming = transfer == "table" and self.tokens_per_position == 1 and self._plain
         self.remap = remap
         self.unknown_index = unknown_index
         self.re_embed = self.n_e
@@ -146,26 +163,30 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
-        z_q, commitment, codebook, chosen = self._quantized(z)
+        z_q, commitment, codebook, more, chosen = self._quantized(z)
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
-        return z_q, loss, (None, None, self._laid_out(chosen, z))
+        return z_q, loss if more is None else loss + more, (None, None, self._laid_out(chosen, z))
 
-    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z_q, the sums over the parts of ``mean((sg(q) - z)^2)`` and ``mean((q - sg(z))^2)``, indices (N, T)."""
+    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
+        there are any, and indices (N, T)."""
         fingerprint = self._check_input(z)
         codes = self._codes_in_use(fingerprint=fingerprint)
         with without_autocast(z.device):
             if self._one_by_one(z):
                 return self._quantized_one_by_one(z, codes)
             z_q, commitment, codebook, chosen = Quantize.apply(z.contiguous(), codes, self.slices, self.channels_last)
-            return z_q, commitment, codebook, chosen
+            return z_q, commitment, codebook, None, chosen
 
     def _one_by_one(self, z: Tensor) -> bool:
         """Whether the operations come one by one, each with its own gradient: where they differ from
         :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
-        return self._as_taming or self.l2_normalize or compiling() or tracing() or transformed() or is_fake(z)
+        return self._as_taming or not self._plain or compiling() or tracing() or transformed() or is_fake(z)
 
-    def _quantized_one_by_one(self, z: Tensor, codes: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _quantized_one_by_one(
+        self, z: Tensor, codes: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        more: Optional[Tensor] = None
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized: List[Tensor] = []
         chosen: List[Tensor] = []
@@ -176,16 +197,20 @@ class CodebookTransferQuantizer(TransferredCodebook):
         for s, vectors in zip(self.slices, slices):
             if self.l2_normalize:
                 vectors = F.normalize(vectors, dim=-1)
-            indices = self._nearest(vectors.reshape(-1, vectors.shape[-1]), codes, s)
+            flat = vectors.reshape(-1, vectors.shape[-1])
+            indices = self._nearest(flat, codes, s)
             q = mean_of(codes, indices).view(vectors.shape)
             moved_vectors, moved_codes = self._errors_of(q, vectors)
             commitment = commitment + moved_vectors
             codebook = codebook + moved_codes
-            quantized.append(self._straight_through(vectors, q))
+            for term in self._terms:
+                share = term.of(flat, codes[s.first : s.last], indices - s.first)
+                more = share if more is None else more + share
+            quantized.append(self._passing_gradient(vectors, q))
             chosen.append(indices)
         z_q = quantized[0] if len(quantized) == 1 else torch.cat(quantized, dim=-1)
         z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
-        return z_q, commitment, codebook, torch.cat(chosen, dim=1)
+        return z_q, commitment, codebook, more, torch.cat(chosen, dim=1)
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:
         """(N, topk) indices into the whole codebook."""
@@ -204,11 +229,14 @@ class CodebookTransferQuantizer(TransferredCodebook):
             return commitment, commitment  # one number
         return commitment, F.mse_loss(q, vectors.detach())
 
-    def _straight_through(self, vectors: Tensor, q: Tensor) -> Tensor:
+    def _passing_gradient(self, vectors: Tensor, q: Tensor) -> Tensor:
         if self._as_taming:
             return vectors + (q - vectors).detach()
-        # The value is q to the last bit, so that indices decode to exactly what forward gave; a NaN stays one.
-        return (vectors - vectors.detach()) + q.detach()
+        z_q = self._gradient(vectors, q.detach())
+        if not isinstance(z_q, Tensor) or z_q.shape != q.shape:
+            got = tuple(z_q.shape) if isinstance(z_q, Tensor) else type(z_q).__name__
+            raise ValueError(f"gradient {name_of(self._gradient)} returned {got}; expected z_q, {tuple(q.shape)}")
+        return z_q
 
     def _laid_out(self, chosen: Tensor, z: Tensor) -> Tensor:
         """Indices (N, T) as the caller gets them."""

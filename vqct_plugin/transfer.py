@@ -8,7 +8,6 @@ them, and the quantizer's state holds the prior they come from, once.
 """
 
 import functools
-import importlib
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch import Tensor
 from vqct_plugin._torch import at_least_float32, transformed
 from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
+from vqct_plugin.terms import imported
 
 EDGE_WEIGHTS = ("count", "binary", "log")
 
@@ -230,13 +230,7 @@ def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
     target, params = config.get("target"), config.get("params") or {}
     if not isinstance(target, str) or not isinstance(params, Mapping) or set(config) - {"target", "params"}:
         raise ValueError(f"transfer is {dict(config)!r}; expected {{target: package.module.Class, params: {{...}}}}")
-    module, _, name = target.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"transfer names {target!r}, which cannot be imported: {error}; expected {_EXPECTED}"
-        ) from error
+    made = imported(target, "transfer", _EXPECTED)
     return functools.partial(made, **params)
 
 
