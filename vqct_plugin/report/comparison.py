@@ -74,7 +74,7 @@ def compare(
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error}; choose another output") from error
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output=FOLDER") from error
     seconds: Dict[str, float] = {}
     trained: List[Trained] = []
     for name, more in (("stock", []), ("VQCT", [OURS])):

@@ -131,7 +131,7 @@ def _find_configs(checkpoint: Path) -> List[Path]:
     folder = checkpoint.parent.parent / "configs"
     files = sorted(folder.glob("*-project.yaml"))
     if not files:
-        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it as base")
+        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give base=YAML")
     return files
 
 
