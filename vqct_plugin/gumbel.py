@@ -15,6 +15,8 @@ from vqct_plugin._torch import at_least_float32, eager_before_2_4, without_autoc
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.transfer import TransferLike
 
+__all__ = ["GumbelTransferQuantizer"]
+
 
 class GumbelTransferQuantizer(TransferredCodebook):
     """Codes drawn by a categorical head for each part of speech, in place of taming's ``GumbelQuantize``.

@@ -22,6 +22,8 @@ from safetensors.numpy import save as safetensors_bytes
 
 from vqct_plugin._files import write_whole
 
+__all__ = ["CodebookPrior", "Neighbor", "PriorError"]
+
 FORMAT = "vqct_prior"
 VERSION = 1
 VERSION_WITHIN_PARTS = 2  # of a prior whose edges may tie words of one part; a release that knows 1 only refuses it

@@ -15,10 +15,10 @@ from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
-from vqct_plugin.table import Table, mean_of
+from vqct_plugin.table import mean_of
 from vqct_plugin.transfer import TransferLike
 
-__all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]
+__all__ = ["CodebookTransferQuantizer"]
 
 Quantized = Tuple[Tensor, Tensor, Tuple[None, None, Tensor]]
 

@@ -21,6 +21,8 @@ from vqct_plugin._torch import at_least_float32, transformed
 from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
 
+__all__ = ["ModuleTransfer"]
+
 EDGE_WEIGHTS = ("count", "binary", "log")
 
 

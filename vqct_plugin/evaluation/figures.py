@@ -12,6 +12,8 @@ from vqct_plugin.evaluation.measures import MEASURES
 from vqct_plugin.runs.usage import count_codes, make_counter
 from vqct_plugin.usage import PartUsage
 
+__all__ = ["evaluate", "RunFigures"]
+
 #: name -> array: what was measured of some images; several of them are one evaluation
 Shard = Mapping[str, np.ndarray]
 

@@ -13,6 +13,8 @@ import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
+__all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
+
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
     "SimVQ": (

@@ -11,6 +11,8 @@ from typing import Any, Mapping, Union
 
 from vqct_plugin.compat.containers import to_plain
 
+__all__ = ["build_quantizer"]
+
 Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
 
 

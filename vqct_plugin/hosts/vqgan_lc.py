@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["VQGANLCQuantizer"]
+
 
 class VQGANLCQuantizer(CodebookTransferQuantizer):
     """For zh460045050/VQGAN-LC, which puts its codebook into ``tok_embeddings``, an ``nn.Embedding``, and reads

@@ -11,6 +11,8 @@ from torch import Tensor
 from vqct_plugin._drawing import COLORS, colors, in_two_dimensions, label_points, theme
 from vqct_plugin.evaluation.figures import RunFigures
 
+__all__ = ["draw_use", "draw_reconstructions"]
+
 #: the difference that an error map shows in its brightest color, of values in [-1, 1], mean over the channels
 BRIGHTEST_ERROR = 0.5
 

@@ -14,6 +14,8 @@ from torch.utils.data.dataloader import default_collate
 
 from vqct_plugin.runs.config import DataError, instantiate
 
+__all__ = ["Images", "LabeledImages", "CUB", "DataModuleFromConfig"]
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 

@@ -13,6 +13,8 @@ from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
 from vqct_plugin.state import prior_in
 
+__all__ = ["load_run", "load_first_stage", "Trained"]
+
 
 class Trained(NamedTuple):
     """A model in evaluation mode, its config, and the checkpoint that its weights come from."""

@@ -12,6 +12,8 @@ from torch import Tensor
 from vqct_plugin.stage_2.layout import get_layout
 from vqct_plugin.stage_2.sampling import check_request, sample_tokens
 
+__all__ = ["draw_samples", "Samples", "SampleError"]
+
 
 class SampleError(ValueError):
     """Samples cannot be drawn as asked; nothing was written."""

@@ -10,6 +10,8 @@ from torch import Tensor
 from vqct_plugin.compat.filtering import filter_logits
 from vqct_plugin.stage_2.layout import get_layout
 
+__all__ = ["sample_tokens"]
+
 
 @torch.no_grad()
 def sample_tokens(

@@ -24,6 +24,8 @@ from vqct_plugin.stage_2.layout import PositionLayout
 from vqct_plugin.stage_2.sampling import sample_tokens
 from vqct_plugin.stage_2.tokens import Token, interleave, list_tokens, separate
 
+__all__ = ["Net2NetTransformer", "PartsGPT"]
+
 _mingpt: Any = import_taming("taming.modules.transformer.mingpt")
 _cond_transformer: Any = import_taming("taming.models.cond_transformer")
 _Host: Any = for_installed_lightning(_cond_transformer.Net2NetTransformer)

@@ -17,6 +17,8 @@ from vqct_plugin.runs.health import describe_collapse, judge_usage
 from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
+__all__ = ["ImageLogger", "CodebookUsageLogger", "CodebookWarning"]
+
 _log = logging.getLogger(__name__)
 
 

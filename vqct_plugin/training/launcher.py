@@ -19,6 +19,8 @@ from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, l
 from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 
+__all__ = ["run", "Run"]
+
 #: arguments of the Trainer that this launcher gives itself, and where to set them instead
 OURS = {
     "callbacks": "lightning.callbacks",
