@@ -81,7 +81,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             grid=not options.no_grid,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"vqct-sample: {name_flags(error, parser)}", file=sys.stderr)
+        more = {"conditions=ITEMS of a data set that have it": "--conditions N"}
+        print(f"vqct-sample: {name_flags(error, parser, more)}", file=sys.stderr)
         return 1
     print(f"{len(samples.files)} images in {Path(options.output)}, tokens drawn in {samples.seconds:.1f} s")
     if samples.grid is not None:

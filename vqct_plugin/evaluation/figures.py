@@ -101,7 +101,7 @@ def measure_batches(
 
     Args:
         model: in evaluation mode, on the device of ``conditions``.
-        batches: as of :func:`evaluate`.
+        batches: as for :func:`evaluate`.
         measures: name -> class.
         conditions: of all measures.
         precision: autocast to it; None for float32.

@@ -112,7 +112,7 @@ class GumbelVQ(_Transferred, _HostGumbelVQ):
         temperature_scheduler_config: ``{target, params}`` of the temperature as a function of the step, as in taming
             (``taming.lr_scheduler.LambdaWarmUpCosineScheduler``).
         kl_weight: the weight of the KL divergence of each head to the uniform distribution.
-        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: as of
+        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: as for
             :class:`VQModel`.
         options: the other arguments of :class:`GumbelTransferQuantizer` and of :func:`for_installed_lightning`.
     """

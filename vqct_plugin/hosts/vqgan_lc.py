@@ -17,7 +17,7 @@ class VQGANLCQuantizer(CodebookTransferQuantizer):
 
     @property
     def weight(self) -> Tensor:
-        """The codebook (n_e, e_dim), as of an ``nn.Embedding``.
+        """The codebook (n_e, e_dim), as in an ``nn.Embedding``.
 
         Raises:
             ValueError: with several tokens per position no single row is a position's vector.

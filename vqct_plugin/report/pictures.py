@@ -161,7 +161,7 @@ def draw_words(
         words: n words, the important ones first: these get their names.
         title: what the plane shows.
         colored_by: (n, 2) the plane whose places give the colors; with the plane before for both, mixed colors after
-            are words that changed their company.
+            are words that changed their neighbors.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -57,7 +57,7 @@ def load_first_stage(
 ) -> Trained:
     """The first stage of a run, without its loss, and without what its host prints while it is built.
 
-    Arguments and errors as of :func:`load_run`, and ConfigError where the run is no first stage.
+    Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
     """
     with redirect_stdout(io.StringIO()):
         trained = load_run(path, base, overrides, loss=False)

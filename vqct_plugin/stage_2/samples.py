@@ -69,7 +69,7 @@ def draw_samples(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise SampleError(f"output {output} is there and not an empty folder; name another, nothing is overwritten")
     if number < 1 or batch_size < 1:
-        raise SampleError(f"{number} images in batches of {batch_size}; expected 1 or more of each")
+        raise SampleError(f"number is {number} and batch_size is {batch_size}; expected 1 or more of each")
     wanted = list(_list_conditions(model, number, classes, conditions))
     height, width = _compute_map_size(model, size)
     check_request(model, wanted[0].shape[1], height * width, temperature, top_k, top_p)
@@ -109,7 +109,7 @@ def _list_conditions(
     labels = getattr(model.cond_stage_model, "n_classes", None)
     if model.be_unconditional:
         if classes or conditions is not None:
-            raise SampleError("the model is unconditional; leave the classes and conditions out")
+            raise SampleError("the model is unconditional; leave classes and conditions out")
         for _ in range(number):
             yield torch.full((1, 1), int(model.sos_token), dtype=torch.long)
     elif labels is not None:
@@ -121,7 +121,9 @@ def _list_conditions(
             for _ in range(number):
                 yield torch.full((1, 1), label, dtype=torch.long)
     elif conditions is None:
-        raise SampleError(f"the model is conditioned on {model.cond_stage_key!r}; give items that have it")
+        raise SampleError(
+            f"the model is conditioned on {model.cond_stage_key!r}; pass conditions=ITEMS of a data set that have it"
+        )
     else:
         for item in conditions:
             batch = {key: torch.as_tensor(np.asarray(item[key]))[None] for key in (model.cond_stage_key,)}
