@@ -72,10 +72,6 @@ def evaluate(
         measures: by default those of single images: PSNR, SSIM, ...
         protocol, weights: see :class:`~vqct_plugin.evaluation.measure.Conditions`.
         name: of the model, for tables.
-
-    >>> from vqct_plugin.evaluation.measures import MEASURES
-    >>> list(MEASURES)
-    ['images', 'inception']
     """
     device = device or next(model.parameters()).device
     classes = {"images": MEASURES["images"]} if measures is None else measures
