@@ -22,7 +22,7 @@ def test_flags_are_spelled_with_hyphens_and_alike_in_all_commands(command):
     parser = importlib.import_module(f"vqct_plugin.commands.{command}").make_parser()
     flags = {flag: action for action in parser._actions for flag in action.option_strings}
     assert all(re.fullmatch(r"--[a-z]+(-[a-z]+)*|-[a-z]", flag) for flag in flags)
-    shorts = [("-o", "--output"), ("-b", "--base")]
+    shorts = [("-o", "--output"), ("-b", "--base"), ("-q", "--quiet")]
     shorts.append(("-f", "--postfix" if command == "train" else "--force"))  # taming's own
     for short, long in shorts:
         assert flags.get(short) is flags.get(long)

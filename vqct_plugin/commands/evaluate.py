@@ -63,7 +63,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="images per shard; finished shards are kept when the command is interrupted (512)",
     )
     parser.add_argument("--limit", type=int, help="evaluate only the first N images", metavar="N")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:
