@@ -16,6 +16,8 @@ from torch import Tensor
 from vqct_plugin._operators import operator
 from vqct_plugin._torch import at_least_float32, exact_float32_products, tracing, transformed, without_autocast
 
+__all__ = ["nearest"]
+
 # On a CPU a tile's scores stay in the cache between the product and the search for its minima; 2 MB and 16 MB.
 _TILE_SCORES = {"cpu": 1 << 19, "other": 1 << 22}
 _TILE_CODES = {"cpu": 2048, "other": 8192}

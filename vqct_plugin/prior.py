@@ -1,7 +1,7 @@
 """The word prior: which words the codes are, their vectors, and which adjective stands before which noun.
 
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024, the
-section on the part-of-speech prior. A code is a (word, part of speech) pair: ``orange`` the colour and ``orange`` the
+section on the part-of-speech prior. A code is a (word, part of speech) pair: ``orange`` the color and ``orange`` the
 fruit are two codes. The file is one ``.safetensors``; data is never code, and every array is checked on loading.
 
 This file is long: a prior, its file and the checks of both are one contract, read together.
@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from vqct_plugin._files import write_whole
+
+__all__ = ["CodebookPrior", "Neighbor", "PriorError"]
 
 FORMAT = "vqct_prior"
 VERSION = 1
@@ -45,7 +47,7 @@ class PriorError(ValueError):
     """A prior, or the file it should come from, is not what it has to be."""
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """A word tied to another by an edge, and how often the two stood side by side."""
 
     word: str
@@ -86,8 +88,8 @@ class CodebookPrior:
     ('orange', 'wheel', 'orange')
     >>> prior.index("orange", "noun")
     2
-    >>> prior.neighbours("wheel", "noun")
-    [Neighbour(word='orange', part='adjective', count=3)]
+    >>> prior.neighbors("wheel", "noun")
+    [Neighbor(word='orange', part='adjective', count=3)]
     """
 
     words: Tuple[str, ...]
@@ -205,13 +207,13 @@ class CodebookPrior:
     def __contains__(self, word: object) -> bool:
         return word in self._index
 
-    def neighbours(self, word: str, part: Optional[str] = None) -> List[Neighbour]:
+    def neighbors(self, word: str, part: Optional[str] = None) -> List[Neighbor]:
         """The words tied to one by an edge, the most frequent pair first."""
         here = self.index(word, part)
         ends = np.concatenate([self.edges[1][self.edges[0] == here], self.edges[0][self.edges[1] == here]])
         counts = np.concatenate([self.edge_count[self.edges[0] == here], self.edge_count[self.edges[1] == here]])
         order = sorted(range(len(ends)), key=lambda i: (-counts[i], ends[i]))
-        return [Neighbour(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order]
+        return [Neighbor(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order]
 
     def select(
         self, n_e: Union[int, Mapping[str, int]], parts_of_speech: Optional[Sequence[str]] = None

@@ -24,11 +24,11 @@ from vqct_plugin.fused import Quantize
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
-from vqct_plugin.table import Table, mean_of
+from vqct_plugin.table import mean_of
 from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, straight_through
 from vqct_plugin.transfer import TransferLike
 
-__all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]
+__all__ = ["CodebookTransferQuantizer"]
 
 Quantized = Tuple[Tensor, Tensor, Tuple[None, None, Tensor]]
 

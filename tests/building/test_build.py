@@ -33,8 +33,8 @@ def test_the_counts_become_codes_and_edges(tiny_bert):
     assert prior.words == ("red", "black", "dog", "red", "cat")
     assert prior.part_of_speech.tolist() == [0, 0, 1, 1, 1]
     assert prior.count.tolist() == [3, 1, 3, 3, 1]
-    assert prior.neighbours("red", "adjective") == [("dog", "noun", 2), ("cat", "noun", 1)]
-    assert prior.neighbours("red", "noun") == [("black", "adjective", 1)]
+    assert prior.neighbors("red", "adjective") == [("dog", "noun", 2), ("cat", "noun", 1)]
+    assert prior.neighbors("red", "noun") == [("black", "adjective", 1)]
     np.testing.assert_array_equal(prior.vectors, embeddings(prior.words)[0])
     assert prior.provenance["language_model"] == "tiny-bert"
     assert prior.provenance["vectors"]["dim"] == 8
@@ -169,7 +169,7 @@ def test_without_captions_the_words_are_the_models_and_the_edges_the_glosses(tin
     report = build_prior(tiny_bert)
     assert report.prior.words == ("black", "red", "on", "dog", "cat", "grass", "snow", "black", "red", "run")
     assert report.prior.count.tolist() == [1, 1, 0, 2, 1, 1, 1, 0, 0, 0]  # words that no gloss has are codes too
-    assert report.prior.neighbours("dog", "noun") == [("red", "adjective", 1)]
+    assert report.prior.neighbors("dog", "noun") == [("red", "adjective", 1)]
     assert report.prior.provenance["words"] == "model"
     assert report.prior.provenance["min_count"] is None
     assert "definitions and examples" in str(report)
@@ -279,7 +279,7 @@ def test_more_parts_of_speech_have_codes_and_edges(tmp_path, tiny_bert):
     prior = build_prior(tiny_bert, [path], min_count=0, parts=["noun", "adjective", "verb"]).prior
     assert prior.parts == ("noun", "adjective", "verb")
     assert prior.sizes == {"noun": 3, "adjective": 2, "verb": 1}
-    assert {edge.word for edge in prior.neighbours("run", "verb")} == {"dog", "cat"}
+    assert {edge.word for edge in prior.neighbors("run", "verb")} == {"dog", "cat"}
     assert "noun right before verb" in prior.provenance["edges"]
 
 

@@ -107,5 +107,5 @@ def test_a_file_that_is_not_there_or_no_yaml_is_refused(tmp_path):
 
 
 def test_an_argument_that_the_target_does_not_take_is_its_own_error():
-    with pytest.raises(TypeError, match="colour"):
-        build_quantizer({"target": TARGET, "params": {"colour": 1}}, n_e=16, e_dim=8)
+    with pytest.raises(TypeError, match="color"):
+        build_quantizer({"target": TARGET, "params": {"color": 1}}, n_e=16, e_dim=8)

@@ -23,6 +23,8 @@ from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptE
 from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known
 from vqct_plugin.prior import CodebookPrior
 
+__all__ = ["build_prior"]
+
 WORDS = ("captions", "model", "wordnet")
 VECTORS = ("embeddings", "prompts")
 EDGE_KINDS = ("cooccurrence", "neighbors", "both", "filled")

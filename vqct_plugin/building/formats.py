@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
 
+__all__ = ["BuildError"]
+
 FORMATS = ("auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet")
 
 # ``image.jpg#0<TAB>caption``. Flickr8k has lines with a space for the tab, which can only be read as meant where the

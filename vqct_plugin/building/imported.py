@@ -29,6 +29,8 @@ from vqct_plugin.building.tagging import PARTS
 from vqct_plugin.compat import pickles as _pickles
 from vqct_plugin.prior import CodebookPrior
 
+__all__ = ["import_prior"]
+
 #: the model of the authors' file
 CLIP = "openai/clip-vit-base-patch32"
 _KEYS = {

@@ -4,7 +4,8 @@ import argparse
 import sys
 from typing import List, Optional
 
-from vqct_plugin.hosts.patching import Patched, PatchError, get_target, list_hosts, patch_host
+from vqct_plugin.commands.messages import name_flags
+from vqct_plugin.hosts.patching import Patched, PatchError, list_hosts, patch_host
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,11 +28,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     try:
         result = patch_host(options.path, revert=options.revert, dry_run=options.dry_run)
     except PatchError as error:
-        print(f"vqct-patch: {error}", file=sys.stderr)
+        print(f"vqct-patch: {name_flags(error, parser)}", file=sys.stderr)
         return 1
     if options.dry_run:
         print(result.diff)
@@ -42,11 +44,10 @@ def main(argv: Optional[List[str]] = None) -> int:
 def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
     """A summary for the terminal."""
     verb = ("would be " if dry_run else "") + ("reverted" if revert else "patched")
-    target = get_target(result.host)
     lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
     lines += [f"  {file}" for file in result.files]
     if not revert:
-        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
+        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {result.host.target}, params: {{...}}}}"]
         lines += [f"revert it with `vqct-patch {result.root} --revert`"] if not dry_run else []
     return "\n".join(lines)
 

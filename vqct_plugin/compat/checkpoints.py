@@ -10,6 +10,8 @@ from typing import Any, Dict, Iterable, List, Mapping, Optional
 
 from vqct_plugin.compat.pickles import Inert, materialize, read_stream, read_zip
 
+__all__ = ["CheckpointError"]
+
 _log = logging.getLogger(__name__)
 _STOCK_CODEBOOK = "quantize.embedding.weight"
 

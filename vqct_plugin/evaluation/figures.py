@@ -12,6 +12,8 @@ from vqct_plugin.evaluation.measures import MEASURES
 from vqct_plugin.runs.usage import count_codes, make_counter
 from vqct_plugin.usage import PartUsage
 
+__all__ = ["evaluate", "RunFigures"]
+
 #: name -> array: what was measured of some images; several of them are one evaluation
 Shard = Mapping[str, np.ndarray]
 
@@ -70,10 +72,6 @@ def evaluate(
         measures: by default those of single images: PSNR, SSIM, ...
         protocol, weights: see :class:`~vqct_plugin.evaluation.measure.Conditions`.
         name: of the model, for tables.
-
-    >>> from vqct_plugin.evaluation.measures import MEASURES
-    >>> list(MEASURES)
-    ['images', 'inception']
     """
     device = device or next(model.parameters()).device
     classes = {"images": MEASURES["images"]} if measures is None else measures
@@ -99,7 +97,7 @@ def measure_batches(
 
     Args:
         model: in evaluation mode, on the device of ``conditions``.
-        batches: as of :func:`evaluate`.
+        batches: as for :func:`evaluate`.
         measures: name -> class.
         conditions: of all measures.
         precision: autocast to it; None for float32.

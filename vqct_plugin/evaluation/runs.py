@@ -9,6 +9,8 @@ from vqct_plugin.evaluation.tables import write_tables
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
 
+__all__ = ["evaluate_runs"]
+
 
 def evaluate_runs(
     runs: Sequence[Union[str, Path, Trained]],

@@ -23,6 +23,8 @@ from vqct_plugin.evaluation.weights import INCEPTION, VGG, find_weights
 from vqct_plugin.runs.config import ConfigError, DataError
 from vqct_plugin.runs.load import Trained, load_trained
 
+__all__ = ["Settings"]
+
 _PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
 

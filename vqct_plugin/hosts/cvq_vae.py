@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["CVQQuantizer"]
+
 
 class CVQQuantizer(CodebookTransferQuantizer):
     """For lyndonzheng/CVQ-VAE: ``(z_q, loss, (perplexity, encodings, indices))``.

@@ -4,9 +4,9 @@
 ``first_stage_config.target: vqct_plugin.hosts.latent_diffusion.VQModelInterface``.
 
 The host at its published commit cannot train a ``VQModel`` with its own loss: ``ldm/models/autoencoder.py`` and
-``ldm/modules/losses/vqperceptual.py`` use names that they do not import. Those are given to these two modules here,
-each only where it is missing. First stages need the host's loss (``ldm.modules.losses.vqperceptual``, not taming's),
-with ``n_classes`` as many as the codes.
+``ldm/modules/losses/vqperceptual.py`` use names that they do not import. This file adds them to these two modules, each
+only where it is missing. First stages need the host's loss (``ldm.modules.losses.vqperceptual``, not taming's), with
+``n_classes`` equal to the number of codes.
 """
 
 import importlib
@@ -94,7 +94,7 @@ class VQModel(_HostVQModel):
 class VQModelInterface(_HostVQModelInterface):
     """latent-diffusion's VQModelInterface, the first stage as its diffusion models see it, with a transferred codebook.
 
-    ``encode`` gives the map before quantization, ``decode`` quantizes. Arguments as of :class:`VQModel`.
+    ``encode`` gives the map before quantization, ``decode`` quantizes. Arguments as for :class:`VQModel`.
     """
 
     def __init__(

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["LlamaGenQuantizer"]
+
 
 class LlamaGenQuantizer(CodebookTransferQuantizer):
     """For FoundationVision/LlamaGen: four losses, and maps' shapes with the channels first.

@@ -1,8 +1,9 @@
-"""``vqct-patch``: a host's checkout learns ``quantizer_config``, and can be had back to the last byte.
+"""``vqct-patch``: adds ``quantizer_config`` to a host's checkout, and removes it again to the last byte.
 
-The patches lie in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
-commit each was made from, how to tell the host, and which files it changes, with the SHA-256 that each has before and
-after (its lines ended with ``\\n``, so that it is the same in a checkout with Windows' line ends).
+The patches are in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
+commit each was made from, how to recognize the host, the ``target`` to write where it is not
+``vqct_plugin.Quantizer``, and which files it changes, with the SHA-256 that each has before and after (its lines ended
+with ``\\n``, so that it is the same in a checkout with Windows' line ends).
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import re
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+
+__all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
 
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
@@ -23,7 +26,7 @@ _NEEDS_NONE = {
 
 
 class PatchError(ValueError):
-    """A folder cannot be patched, or taken back; nothing in it was changed."""
+    """A folder cannot be patched or reverted; nothing in it was changed."""
 
 
 class Host(NamedTuple):
@@ -35,6 +38,7 @@ class Host(NamedTuple):
         commit: the commit that the patch was made from.
         marks: (file, text) pairs; a folder whose files hold these texts is a checkout of this host.
         files: each file that the patch changes, with its SHA-256 before and after.
+        target: what to write as ``target`` in the ``quantizer_config`` of the patched host.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Host(NamedTuple):
     commit: str
     marks: Sequence[Tuple[str, str]]
     files: Dict[str, Tuple[str, str]]
+    target: str = "vqct_plugin.Quantizer"
 
     @property
     def patch(self) -> Path:
@@ -67,22 +72,23 @@ def list_hosts() -> List[Host]:
             about["commit"],
             [(file, text) for file, text in about["marks"]],
             {file: (before, after) for file, (before, after) in about["files"].items()},
+            about.get("target", "vqct_plugin.Quantizer"),
         )
         for name, about in sorted(manifest.items(), key=lambda item: item[0].lower())
     ]
 
 
 def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patched:
-    """Teach the host in a folder ``quantizer_config``, or with ``revert`` take that back.
+    """Add ``quantizer_config`` to the host in a folder, or with ``revert`` remove it.
 
     Args:
         path: the root of a checkout, or for taming-transformers' wheel the ``site-packages`` (or ``taming``) folder
             that it is installed in.
-        revert: take the patch out again; every file is then as it was, to the last byte.
+        revert: remove the patch; every file is then as it was, to the last byte.
         dry_run: check everything, change nothing.
 
     Raises:
-        PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
+        PatchError: the folder is no known host, is patched already (or is not, with ``revert``), or has a file
             that is neither as in the commit nor as patched. Nothing was changed.
     """
     host, root = find_host(path)
@@ -154,7 +160,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
     if all(state == wanted for state in states.values()):
         return
     if all(state == other for state in states.values()):
-        what = "is not patched" if revert else "is patched already; revert takes it back"
+        what = "is not patched" if revert else "is patched already; pass revert=True to remove the patch"
         raise PatchError(f"{root} ({host.repository}) {what}")
     listed = "; ".join(f"{file} is {_MEANING[state]}" for file, state in states.items() if state != wanted)
     raise PatchError(
@@ -214,13 +220,3 @@ def _git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
     if done.returncode != 0:
         reason = re.sub(r"(?m)^(error|fatal): ", "", done.stderr.decode(errors="replace")).strip()
         raise PatchError(f"git apply cannot change {root}: {reason}")
-
-
-def get_target(host: Host) -> str:
-    """The ``target`` to write in the ``quantizer_config`` of a patched host."""
-    own = {
-        "LlamaGen": "llamagen.LlamaGenQuantizer",
-        "CVQ-VAE": "cvq_vae.CVQQuantizer",
-        "VQGAN-LC": "vqgan_lc.VQGANLCQuantizer",
-    }
-    return f"vqct_plugin.hosts.{own[host.name]}" if host.name in own else "vqct_plugin.Quantizer"

@@ -11,6 +11,8 @@ from typing import Any, Mapping, Union
 
 from vqct_plugin.compat.containers import to_plain
 
+__all__ = ["build_quantizer"]
+
 Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
 
 
@@ -20,7 +22,7 @@ def build_quantizer(config: Config, **host: Any) -> Any:
     Args:
         config: ``{"target": "package.Class", "params": {...}}``, also as one of OmegaConf's containers; or the path of
             a YAML or JSON file that holds it, at its top or under the key ``quantizer_config``.
-        host: what the host would have given its own quantizer (``n_e``, ``e_dim``, ...); ``params`` go before it.
+        host: what the host would have given its own quantizer (``n_e``, ``e_dim``, ...); ``params`` take precedence.
 
     Raises:
         ValueError: no ``target``, a key that is neither, a file without them, or a target that is not there.
@@ -47,10 +49,10 @@ def build_quantizer(config: Config, **host: Any) -> Any:
 
 
 def build_beside(quantizer: Any, host: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
-    """A quantizer that takes no more random numbers than the host's own ``VectorQuantizer2`` would have taken.
+    """Build a quantizer that takes exactly as many random numbers as the host's own ``VectorQuantizer2`` would.
 
-    So what the host draws after it, it draws as with its own, a learned table starts from the host's to the last bit,
-    and of two quantizers in one model each has its own weights.
+    So the host draws the same numbers afterwards as with its own, a learned table starts from the host's to the last
+    bit, and two quantizers in one model have different weights.
     """
     import torch
 

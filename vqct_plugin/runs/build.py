@@ -12,6 +12,8 @@ from vqct_plugin.compat.lightning import TwoOptimizersByHand, for_installed_ligh
 from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate
 from vqct_plugin.stage_2.layout import get_layout
 
+__all__ = ["build_model", "build_data", "build_validation_set"]
+
 _LPIPS_OFFLINE = (
     "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
     "torchvision's vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has "

@@ -1,7 +1,7 @@
 """How a stage 2 lays out an image's tokens: the one interface that taming's transformer and ours have.
 
-Everything that draws from a stage 2 asks its layout, and nothing else of it. A stage 2 with a layout of its own has it
-as ``model.layout``; one without is taming's.
+Code that draws from a stage 2 needs its layout and nothing else of it. A stage 2 with a layout of its own has it as
+``model.layout``; one without is taken for taming's.
 """
 
 from abc import ABC, abstractmethod
@@ -44,7 +44,7 @@ class Layout(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuse, by a ValueError, a model that would leave tokens out."""
+        """Raise a ValueError for a model that would leave out tokens."""
 
 
 def get_layout(model: Any) -> Layout:

@@ -24,6 +24,8 @@ from vqct_plugin.stage_2.layout import PositionLayout
 from vqct_plugin.stage_2.sampling import sample_tokens
 from vqct_plugin.stage_2.tokens import Token, interleave, list_tokens, separate
 
+__all__ = ["Net2NetTransformer", "PartsGPT"]
+
 _mingpt: Any = import_taming("taming.modules.transformer.mingpt")
 _cond_transformer: Any = import_taming("taming.models.cond_transformer")
 _Host: Any = for_installed_lightning(_cond_transformer.Net2NetTransformer)
@@ -36,7 +38,7 @@ class PartsGPT(nn.Module):
         tokens: the tokens of a position.
         cond_vocab_size: how many tokens the conditioning may take; it has a table of its own.
         block_size: the longest sequence: conditioning tokens and positions together, less one.
-        n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked: as of taming's GPT.
+        n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked: as in taming's GPT.
         given_previous: each token of a position is predicted given those before it in the same position; False: each
             independently, as the authors did.
 
@@ -148,13 +150,13 @@ class Net2NetTransformer(_Host):
     Args:
         transformer_config: ``params`` are those of taming's GPT (``block_size``, ``n_layer``, ``n_head``, ``n_embd``,
             ...), ``given_previous`` and ``cond_vocab_size`` (see :class:`PartsGPT`). ``vocab_size`` is left out: it is
-            the first stage's. ``target`` may be left out. ``block_size`` is to be at least the conditioning tokens and
+            the first stage's. ``target`` may be left out. ``block_size`` has to be at least the conditioning tokens and
             the positions together, less one.
         first_stage_config, cond_stage_config, permuter_config, ckpt_path, ignore_keys, first_stage_key,
-            cond_stage_key, downsample_cond_size, pkeep, sos_token, unconditional: as the host has them. A permuter is
-            one of positions.
+            cond_stage_key, downsample_cond_size, pkeep, sos_token, unconditional: as in the host. A permuter permutes
+            positions.
 
-    The losses are means over tokens, in nats, so that they stand beside those of taming's own transformer;
+    The losses are means over tokens, in nats, so that they compare with those of taming's own transformer;
     ``train/loss_noun`` and so on are those of each token.
 
     Sequences are (B, L*T), all tokens of a position one after the other.
@@ -276,8 +278,8 @@ class Net2NetTransformer(_Host):
         callback: Callable[[int], Any] = lambda k: None,
         top_p: Optional[float] = None,
     ) -> Tensor:
-        """Go on from the tokens x (B, k) by ``steps`` tokens, as the host's: (B, k + steps). A position that x begins
-        is drawn again."""
+        """Continue the tokens x (B, k) by ``steps`` tokens, as the host's method does: (B, k + steps). A position of
+        which x has only some tokens is drawn again."""
         t = len(self.tokens)
         start = x.shape[1] // t
         drawn = sample_tokens(
