@@ -10,8 +10,8 @@ pytest.importorskip("skimage")
 
 from PIL import Image
 
-from vqct_plugin.evaluation.figures import bootstrap_interval
 from vqct_plugin.evaluation.images import measure, to_bytes
+from vqct_plugin.evaluation.resampling import bootstrap_interval
 
 
 @pytest.fixture
