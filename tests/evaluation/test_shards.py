@@ -200,7 +200,7 @@ def test_a_process_that_was_killed_is_told_of(ours, tmp_path, monkeypatch):
         raise torch.multiprocessing.ProcessExitedException("process 1 terminated with signal SIGKILL", 1, 2, -9)
 
     monkeypatch.setattr(torch.multiprocessing, "spawn", killed)
-    with pytest.raises(DataError, match="process 1 terminated with signal SIGKILL; .*fewer processes or a smaller"):
+    with pytest.raises(DataError, match=r"process 1 terminated with signal SIGKILL; .*fewer processes or a smaller"):
         quick([ours], tmp_path / "a", limit=2, processes=2)
 
 
@@ -212,7 +212,7 @@ def test_weights_that_are_not_there_are_refused(ours, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=rf"weights is .*empty, which has neither {VGG} nor {INCEPTION}"):
         quick([ours], tmp_path / "a", limit=1, weights=str(tmp_path / "empty"))
     monkeypatch.setenv("VQCT_WEIGHTS", str(nowhere))
-    with pytest.raises(ConfigError, match="VQCT_WEIGHTS is .*nowhere, which is no folder"):
+    with pytest.raises(ConfigError, match=r"VQCT_WEIGHTS is .*nowhere, which is no folder"):
         quick([ours], tmp_path / "a", limit=1)
 
 
