@@ -8,6 +8,7 @@ import numpy as np
 from vqct_plugin.runs.config import DataError
 
 BACKGROUND = "white"
+_ORIENTATION = 274  # EXIF's number of it
 
 
 def read_image(path: Union[str, Path], background: str = BACKGROUND) -> Any:
@@ -56,7 +57,8 @@ def _to_rgb(image: Any, path: Union[str, Path], background: str) -> Any:
         width, height = image.size
         raise DataError(f"the image {path} is {width} x {height} pixels; expected 2 or more each way")
     image.load()
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # a copy less where there is nothing to turn
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale(image, path)
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
