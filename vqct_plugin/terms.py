@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqct_plugin.table import mean_of
 
+__all__ = ["GRADIENTS", "LOSS_TERMS", "codebook", "commitment", "rotation", "straight_through"]
+
 Gradient = Callable[[Tensor, Tensor], Tensor]
 LossTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 GradientLike = Union[str, Gradient]

@@ -24,16 +24,20 @@ def done(tmp_path_factory):
 
 def test_nothing_but_the_target_differs(done):
     configs = [yaml.safe_load(file.read_text()) for file in sorted(done.folder.glob("*/configs/*-project.yaml"))]
-    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", "vqct_plugin.VQModel"]
-    assert configs[0] == configs[1]
+    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", *["vqct_plugin.VQModel"] * 2]
+    assert configs[2]["model"]["params"].pop("parts_of_speech") == "joint"
+    assert configs[0] == configs[1] == configs[2]
 
 
 def test_figures_are_of_every_tile_held_out(done):
-    assert [e.images for e in done.evaluations.values()] == [len_of_validation(), len_of_validation()]
-    stock, ours = done.evaluations.values()
+    assert [e.images for e in done.evaluations.values()] == [len_of_validation()] * 3
+    assert [e.photographs for e in done.evaluations.values()] == [8] * 3
+    stock, ours, joint = done.evaluations.values()
     assert list(stock.usage) == ["codes"]
     assert list(ours.usage) == ["adjective", "noun"]
     assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
+    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 640)
+    assert (ours.tokens, round(ours.bits)) == (128, 1147)
 
 
 def len_of_validation():
@@ -53,16 +57,25 @@ def test_table_and_picture_say_what_was_measured(done):
         assert cells[2] == f"{evaluation.mean['ssim']:.3f}"
         numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
+        assert cells[5:8] == [f"{evaluation.tokens}", f"{evaluation.bits:,.0f}", f"{evaluation.entropy:,.0f}"]
+    assert lines[0].split(" | ")[5:8] == ["tokens an image", "bits an image", "bits by entropy"]
+    assert [line.split(" | ")[0] for line in lines if " less " in line] == [
+        "| VQCT less stock     ", "| VQCT-joint less stock", "| VQCT-joint less VQCT",
+    ]  # fmt: skip
+    assert lines[-1].startswith(
+        "the runs have different rates, in bits an image: stock and VQCT-joint: 640; VQCT: 1,147"
+    )
+    assert (done.folder / "table.tex").read_text().count(r"\begin{tabular}") == 2
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_page_shows_both(done):
     text = done.report.read_text(encoding="utf-8")
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT"]
+    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT", "VQCT-joint"]
     assert data["size"] == [64, 64]
     assert data["runs"][1]["grid"] == [16, 16]
-    assert [its["named"] for its in data["runs"]] == [False, True]
+    assert [its["named"] for its in data["runs"]] == [False, True, True]
     figures = json.loads((done.report.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
     for its, evaluation in zip(figures, done.evaluations.values()):  # of the last checkpoint, and of the model itself
         assert its["mean"]["psnr"] == pytest.approx(evaluation.mean["psnr"], abs=1e-3)

@@ -8,8 +8,9 @@ from typing import Optional, Sequence
 from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages
 
 DESCRIPTION = """\
-Train a small VQGAN on the photographs of scikit-image twice: with taming's own quantizer, and with nothing but
-model.target changed to vqct_plugin.VQModel. Takes about five minutes on two CPU cores, and uses a GPU if there is one.
+Train a small VQGAN on the photographs of scikit-image three times: with taming's own quantizer, with nothing but
+model.target changed to vqct_plugin.VQModel, and so with one token a position, as many bits as taming's. Takes some
+minutes on two CPU cores, and uses a GPU if there is one.
 At the end it prints a table and writes a page with held-out photographs and the words of their codes.
 """
 TILES = 3  # a photograph of 32 x 32 pixels is hard to see

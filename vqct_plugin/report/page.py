@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vqct_plugin._files import write_whole
 from vqct_plugin.evaluation.figures import RunFigures
-from vqct_plugin.evaluation.image_set import build_image_set
+from vqct_plugin.evaluation.image_set import build_image_set, take_readable
 from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.shards import make_settings
 from vqct_plugin.report.curves import read_log
@@ -167,7 +167,8 @@ def choose_images(
         images, size, limit: those of the evaluation, see :func:`~vqct_plugin.evaluation.image_set.build_image_set`.
     """
     key = trained.model.image_key
-    tile = int(build_image_set(trained, images, size, limit)[0][key].shape[0])
+    ((_, first),) = take_readable(build_image_set(trained, images, size, limit), [0])
+    tile = int(first[key].shape[0])
     if size_shown is not None and (size_shown < tile or size_shown % tile):
         raise ConfigError(
             f"size_shown is {size_shown}; expected a multiple of {tile}, the side of the images evaluated"
@@ -175,9 +176,9 @@ def choose_images(
     items = build_image_set(trained, images, size, limit, size_shown)
     number = min(number, len(items))
     places = [(2 * i + 1) * len(items) // (2 * number) for i in range(number)]
-    chosen = [items[i] for i in places]
-    batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for item in chosen])
-    names = [str(item.get("file_path_", f"image {i}")) for i, item in zip(places, chosen)]
+    chosen = take_readable(items, places)
+    batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for _, item in chosen])
+    names = [str(item.get("file_path_", f"image {i}")) for i, item in chosen]
     return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqct_plugin._version import __version__
 from vqct_plugin.evaluation.figures import RunFigures
+from vqct_plugin.evaluation.rates import describe_rate
 from vqct_plugin.evaluation.tables import list_notes, make_rows
 from vqct_plugin.report import pictures
 from vqct_plugin.report.codespace import (
@@ -112,7 +113,8 @@ def fill_summary(page: Page) -> Dict[str, Any]:
     for its in (model.figures for model in page.models):
         verdicts = [judge_usage(usage, part) for part, usage in its.usage.items()]
         worst = min(verdicts, key=lambda found: _GRADES.index(found.grade))
-        quality = f"{its.mean['psnr']:.2f} dB PSNR, {its.mean['ssim']:.3f} SSIM, {its.tokens:,} tokens an image."
+        ssim = f", {its.mean['ssim']:.3f} SSIM" if "ssim" in its.mean else ""  # images under 11 pixels have none
+        quality = f"{its.mean['psnr']:.2f} dB PSNR{ssim}, {describe_rate(its)}."
         cards.append(
             {
                 "name": its.name,

@@ -253,7 +253,14 @@ def _build_loggers(lightning: Any, folder: Path) -> List[Any]:
         config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
         for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
             config["params"].pop(gone, None)
-    return [instantiate(config, "lightning.logger"), CSVLogger(str(folder), name="", version="csv")]
+    try:
+        logger = instantiate(config, "lightning.logger")
+    except ImportError as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"lightning.logger is {config['target']}, which needs what is not installed: {what}"
+        ) from error
+    return [logger, CSVLogger(str(folder), name="", version="csv")]
 
 
 def _compute_learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
