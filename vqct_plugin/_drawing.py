@@ -1,4 +1,4 @@
-"""What pictures of words and codes have in common: colours, light and dark, points in a plane with their names."""
+"""What pictures of words and codes have in common: colors, light and dark, points in a plane with their names."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Sequence, Tuple
@@ -6,14 +6,14 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 
 # Told apart also by those who do not tell red from green (Okabe and Ito 2008); the second row on a dark ground.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 ON_DARK = ("#F28A46", "#56B4E9", "#2FC79A", "#E39CC6")
-_FEW = 12  # words too few for t-SNE to find a neighbourhood
+_FEW = 12  # words too few for t-SNE to find a neighborhood
 
 
-def colours(dark: bool = False) -> Tuple[str, ...]:
-    """One colour for each model or part of speech, in order."""
-    return ON_DARK if dark else COLOURS
+def colors(dark: bool = False) -> Tuple[str, ...]:
+    """One color for each model or part of speech, in order."""
+    return ON_DARK if dark else COLORS
 
 
 @contextmanager

@@ -19,6 +19,8 @@ from vqct_plugin.report.words import encode_images, list_words
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
 
+__all__ = ["report_runs", "make_report", "choose_images", "Shown"]
+
 _IN_NAV = {
     "summary": "Summary",
     "reconstructions": "Reconstructions",

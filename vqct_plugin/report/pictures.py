@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin._drawing import COLOURS, colours, in_two_dimensions, label_points, theme
+from vqct_plugin._drawing import COLORS, colors, in_two_dimensions, label_points, theme
 from vqct_plugin.evaluation.figures import RunFigures
+
+__all__ = ["draw_use", "draw_reconstructions"]
 
 #: the difference that an error map shows in its brightest color, of values in [-1, 1], mean over the channels
 BRIGHTEST_ERROR = 0.5
@@ -51,7 +53,7 @@ def draw_comparison(
     chart_axes = lower.subplots(1, len(charts), sharey=True, squeeze=False)[0]
     lower.suptitle("Which codes are used: the share of choices each code took, the most used first", fontsize=10)
     for axis, (name, part) in zip(chart_axes, charts):
-        _plot_use(axis, name, part, evaluations[name], COLOURS[list(evaluations).index(name) % len(COLOURS)])
+        _plot_use(axis, name, part, evaluations[name], COLORS[list(evaluations).index(name) % len(COLORS)])
     chart_axes[0].set_ylabel("share of choices")
     return figure
 
@@ -92,7 +94,7 @@ def draw_use(name: str, part: str, evaluation: Any, color: int = 0, dark: bool =
     with theme(dark):
         figure = Figure(figsize=(4.6, 2.8), layout="constrained")
         axis = figure.subplots()
-        _plot_use(axis, name, part, evaluation, colours(dark)[color % len(COLOURS)])
+        _plot_use(axis, name, part, evaluation, colors(dark)[color % len(COLORS)])
         axis.set_ylabel("share of choices")
     return figure
 
@@ -159,7 +161,7 @@ def draw_words(
         words: n words, the important ones first: these get their names.
         title: what the plane shows.
         colored_by: (n, 2) the plane whose places give the colors; with the plane before for both, mixed colors after
-            are words that changed their company.
+            are words that changed their neighbors.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -197,9 +199,9 @@ def draw_moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence
                 [float(edge) for edge in edges],
                 histtype="step",
                 linewidth=1.8,
-                color=colours(dark)[i % len(COLOURS)],
+                color=colors(dark)[i % len(COLORS)],
             )
-            axis.plot([], [], color=colours(dark)[i % len(COLOURS)], label=make_plural(part))
+            axis.plot([], [], color=colors(dark)[i % len(COLORS)], label=make_plural(part))
         axis.set_xlim(0, edges[-1])
         axis.set_xlabel("move, in the codebook's radius")
         axis.set_ylabel("codes")
@@ -222,7 +224,7 @@ def draw_step(steps: Mapping[str, Any], dark: bool = False) -> Any:
             ranked = np.sort(step.distance)[::-1]
             ranked = ranked[ranked > 0]
             share = (np.arange(len(ranked)) + 1) / max(len(step.distance), 1)
-            color = colours(dark)[i % len(COLOURS)]
+            color = colors(dark)[i % len(COLORS)]
             label = f"{name}: {step.updated:,} of {len(step.distance):,}"
             axis.plot(np.append(0, share), np.append(ranked[:1], ranked), color=color, linewidth=1.8, label=label)
             if 0 < len(ranked) < len(step.distance):
@@ -263,7 +265,7 @@ def draw_curve(
             dash = dashes[seen.get(number, 0) % len(dashes)]
             seen[number] = seen.get(number, 0) + 1
             marker = "o" if len(steps) == 1 else None
-            color = colours(dark)[number % len(COLOURS)]
+            color = colors(dark)[number % len(COLORS)]
             axis.plot(steps, values, dash, color=color, linewidth=1.6, marker=marker, markersize=4, label=label)
         if log:
             _set_logarithmic(axis)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vqct_plugin.runs.usage import count_codes
 
+__all__ = ["encode_images", "Tokens"]
+
 
 class Tokens(NamedTuple):
     """The codes of some images.
