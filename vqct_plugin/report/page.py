@@ -1,5 +1,6 @@
 """``make_report``: a self-contained page on how trained models reconstruct images."""
 
+import datetime
 import difflib
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Union
@@ -32,6 +33,10 @@ _IN_NAV = {
     "curves": "Learning curves",
     "about": "About",
 }
+#: parameters of data sets that say what images they have, as taming and this library call them
+_SOURCES = ("path", "test_images_list_file", "training_images_list_file", "data_csv", "data_root", "split")
+_HERE = Path(__file__).parent
+_PARTS = {"style": "page.css", "script": "page.js"}  # of the template
 _ALWAYS = ("words", "search", "curves")  # sections that stand in the template, or say why they are empty
 
 
@@ -42,11 +47,13 @@ class Shown(NamedTuple):
         images: (N, 3, H, W) in [-1, 1].
         names: of each, a file's path where it has one.
         tile: the side of the squares in which models get them.
+        data: what the data set is called, for the page's title.
     """
 
     images: Tensor
     names: List[str]
     tile: int
+    data: str = ""
 
 
 def report_runs(
@@ -136,13 +143,21 @@ def make_report(
         models.append(ReportedRun(its, run, tokens, *list_words(run.model.quantize), read_log(run.checkpoint)))
     content = Page(folder, shown.images, shown.names, shown.tile, models, words)
     sections = fill_sections(content)
+    date = datetime.date.today().isoformat()
     nav = [(key, label) for key, label in _IN_NAV.items() if sections.get(key) or key in _ALWAYS]
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("vqct_plugin", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    data = make_data(content)  # JSON, in which nothing can end the script element
+    data = make_data(
+        content, [plane for its in sections["space"] for plane in its["planes"]]
+    )  # JSON, in which nothing can end the script element
     text = templates.get_template("page.html").render(
-        title=" and ".join(its.name for its in figures), nav=nav, data=Markup(data), **sections
+        title=" and ".join(its.name for its in figures),
+        made=" ".join([*([f"on {shown.data},"] if shown.data else []), date]),
+        nav=nav,
+        data=Markup(data),
+        **{kind: Markup((_HERE / file).read_text(encoding="utf-8")) for kind, file in _PARTS.items()},
+        **sections,
     )
     write_whole(page, text.encode(), overwrite=True)
     return page
@@ -179,7 +194,19 @@ def choose_images(
     chosen = take_readable(items, places)
     batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for _, item in chosen])
     names = [str(item.get("file_path_", f"image {i}")) for i, item in chosen]
-    return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile)
+    return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile, name_data(trained.config, images))
+
+
+def name_data(config: Any, images: Any = None) -> str:
+    """What to call the images that are evaluated: the last part of a folder's or list file's path, else the class of
+    the config's validation set with the file, folder or split that it is of."""
+    if images is not None:
+        return Path(images).resolve().name
+    validation = config.data.params.validation
+    params = validation.get("params") or {}
+    found = [params[key] for key in _SOURCES if isinstance(params.get(key), str)]
+    name = str(validation.target).rsplit(".", 1)[-1]
+    return f"{name} ({Path(found[0]).name})" if found else name
 
 
 def _find_page(folder: Path, force: bool) -> Path:
