@@ -97,6 +97,12 @@ class LatentDiffusion(Taming):
         )[0]
 
 
+class LatentDiffusionShipped(LatentDiffusion):
+    """With taming's loss, as the host's own configs of first stages have it, which takes no predicted_indices."""
+
+    loss, extra = Taming.loss, Taming.extra
+
+
 class LatentDiffusionUnpatched(LatentDiffusion):
     """``vqct_plugin.hosts.latent_diffusion`` on the untouched checkout, with the host's EMA."""
 
@@ -227,7 +233,7 @@ class VqganLc:
 
         args = argparse.Namespace(
             stage=1, embed_dim=EMBED_DIM, rate_p=1.0, rate_q=1.0, rate_d=0.1, disc_start=100, quantizer_type="org",
-            tuning_codebook=-1, n_vision_words=N_EMBED, use_cblinear=0,
+            tuning_codebook=-1, n_vision_words=N_EMBED, use_cblinear=int(quantizer_config is not None),
         )  # fmt: skip
         given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
         model = VQModel(args=args, ddconfig=DDCONFIG, embed_dim=EMBED_DIM, **given)
@@ -235,8 +241,9 @@ class VqganLc:
         return model
 
     def steps(self, model, number):
-        # the lists of training_vqgan.py, which read tok_embeddings.parameters()
+        # the lists of training_vqgan.py, with its README's use_cblinear 1: all that they name, and nothing unused
         parts = ("encoder", "decoder", "tok_embeddings", "quant_conv", "post_quant_conv")
+        parts += ("codebook_projection",) * self.args.use_cblinear
         parameters = [parameter for part in parts for parameter in getattr(model, part).parameters()]
         optimizers = [torch.optim.Adam(p, lr=1e-3) for p in (parameters, model.discriminator.parameters())]
         losses = []
@@ -299,6 +306,7 @@ HOSTS = {
     "taming-transformers": Taming,
     "taming-transformers-rom1504": Taming,
     "latent-diffusion": LatentDiffusion,
+    "latent-diffusion-shipped": LatentDiffusionShipped,
     "latent-diffusion-unpatched": LatentDiffusionUnpatched,
     "SEED-Voken": SeedVoken,
     "LlamaGen": LlamaGen,

@@ -7,11 +7,16 @@ after (its lines ended with ``\\n``, so that it is the same in a checkout with W
 
 import hashlib
 import json
-import os
-import re
-import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from vqct_plugin.hosts.forks import Fork, merge, take_back
+from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends
+from vqct_plugin.hosts.quantizer_config import ADAPTERS
+
+__all__ = ["Host", "PatchError", "Patched", "list_hosts", "patch_host", "find_host", "get_target"]
 
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
@@ -20,10 +25,6 @@ _NEEDS_NONE = {
         "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
     )
 }
-
-
-class PatchError(ValueError):
-    """A folder cannot be patched, or taken back; nothing in it was changed."""
 
 
 class Host(NamedTuple):
@@ -49,12 +50,16 @@ class Host(NamedTuple):
 
 
 class Patched(NamedTuple):
-    """What :func:`patch_host` did, or with ``dry_run`` would do: the host, its root, the files, and the diff."""
+    """What :func:`patch_host` did, or with ``dry_run`` would do: the host, its root, the files, and the diff.
+
+    ``notes`` are sentences that a user should read: what is not as in the commit, and what stands in the way.
+    """
 
     host: Host
     root: Path
     files: List[str]
     diff: str
+    notes: Sequence[str] = ()
 
 
 def list_hosts() -> List[Host]:
@@ -75,6 +80,9 @@ def list_hosts() -> List[Host]:
 def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patched:
     """Teach the host in a folder ``quantizer_config``, or with ``revert`` take that back.
 
+    A fork, or another commit, whose files are not the host's is patched where ``git apply`` finds the place, or a
+    three-way merge does with the host's commit in the fork's own history.
+
     Args:
         path: the root of a checkout, or for taming-transformers' wheel the ``site-packages`` (or ``taming``) folder
             that it is installed in.
@@ -83,28 +91,71 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
 
     Raises:
         PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
-            that is neither as in the commit nor as patched. Nothing was changed.
+            in which part of the patch finds no place: which lines, and where. Nothing was changed.
     """
     host, root = find_host(path)
     states = {file: _state(root / file, hashes) for file, hashes in host.files.items()}
+    notes = [] if revert else _find_wheel_before(root)
+    if "changed" in states.values() and "missing" not in states.values():
+        others = [file for file, state in states.items() if state == "changed"]
+        fork = Fork(host.repository, host.commit, host.patch, root, list(host.files), others)
+        return _patch_fork(host, fork, revert, dry_run, notes)
     _check(host, root, states, revert)
-    diff = _with_line_ends(host.patch.read_bytes(), root)
-    result = Patched(host, root, list(host.files), diff.decode("utf-8"))
-    _git_apply(root, diff, ["--check", *["-R"] * revert])
+    diff = with_line_ends(host.patch.read_bytes(), root)
+    result = Patched(host, root, list(host.files), diff.decode("utf-8"), notes)
+    git_apply(root, diff, ["--check", *["-R"] * revert])
     if dry_run:
         return result
-    before = {file: (root / file).read_bytes() for file in host.files}
-    try:
-        _git_apply(root, diff, ["-R"] * revert)
+    with _put_back(root, host.files):
+        git_apply(root, diff, ["-R"] * revert)
         wrong = [file for file, hashes in host.files.items() if _hash(root / file) != hashes[not revert]]
         if wrong:
             raise PatchError(f"git apply left {wrong[0]} in {root} other than expected; every file was put back")
+    return result
+
+
+def _patch_fork(host: Host, fork: Fork, revert: bool, dry_run: bool, notes: Sequence[str]) -> Patched:
+    contents, more = take_back(fork) if revert else merge(fork)
+    diff = fork.diff.decode("utf-8")
+    if not dry_run:
+        with _put_back(fork.root, fork.files):
+            for file, content in contents.items():
+                (fork.root / file).write_bytes(content)
+    return Patched(host, fork.root, fork.files, diff, [*more, *notes])
+
+
+@contextmanager
+def _put_back(root: Path, files: Iterable[str]) -> Iterator[None]:
+    """Within: an error, or an interruption, leaves every file as it was."""
+    before = {file: (root / file).read_bytes() for file in files}
+    try:
+        yield
     except BaseException:
         for file, content in before.items():
             if (root / file).read_bytes() != content:
                 (root / file).write_bytes(content)
         raise
-    return result
+
+
+def _find_wheel_before(root: Path) -> List[str]:
+    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel goes before it, wherever it lies."""
+    if not (root / "taming" / "models").is_dir() or (root / "taming" / "__init__.py").exists():
+        return []
+    folder = _find_installed_taming()
+    if folder is None or folder.resolve() == root.resolve():
+        return []
+    return [
+        f"this Python has the wheel taming-transformers-rom1504 in {folder}, and `import taming` finds that one, not "
+        f"this checkout: uninstall it (`pip uninstall taming-transformers-rom1504`), or patch {folder} instead"
+    ]
+
+
+def _find_installed_taming() -> Optional[Path]:
+    """The folder that an installed wheel lies in, if there is one."""
+    for place in sys.path:
+        if (Path(place or ".") / "taming" / "__init__.py").is_file():
+            return Path(place or ".")
+    return None
 
 
 def find_host(path: Any) -> Tuple[Host, Path]:
@@ -166,61 +217,12 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
 
 _MEANING = {
     "missing": "not there",
-    "changed": "neither as in the commit nor as patched (another commit, or changed here)",
+    "changed": "neither as in the commit nor as patched",
     "original": "not patched",
     "patched": "patched already",
 }
 
 
-def _with_line_ends(diff: bytes, root: Path) -> bytes:
-    """The diff with the line ends of the files that lie in ``root``."""
-    lines, end = [], b""
-    for line in diff.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if line.startswith(b"--- a/"):
-            end = b""
-            crlf = b"\r\n" in (root / os.fsdecode(line[6:])).read_bytes()
-        elif line.startswith(b"@@ "):
-            end = b"\r" if crlf else b""
-            lines.append(line)
-            continue
-        elif line.startswith(b"diff --git "):
-            end = b""
-        lines.append(line + end if line else line)
-    return b"\n".join(lines)
-
-
-def _git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
-    # git looks upwards for a repository, and would then take the paths as that repository's, and skip what lies
-    # outside this folder without a word. Here the folder is the root.
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"):
-        environment.pop(name, None)
-    command = [
-        "git",
-        "-c",
-        "core.autocrlf=false",
-        "-c",
-        "core.safecrlf=false",
-        "apply",
-        "--whitespace=nowarn",
-        *options,
-        "-",
-    ]
-    try:
-        done = subprocess.run(command, cwd=root, input=diff, env=environment, capture_output=True)
-    except FileNotFoundError as error:
-        raise PatchError("git is not installed; vqct-patch applies its patches with `git apply`") from error
-    if done.returncode != 0:
-        reason = re.sub(r"(?m)^(error|fatal): ", "", done.stderr.decode(errors="replace")).strip()
-        raise PatchError(f"git apply cannot change {root}: {reason}")
-
-
 def get_target(host: Host) -> str:
     """The ``target`` to write in the ``quantizer_config`` of a patched host."""
-    own = {
-        "LlamaGen": "llamagen.LlamaGenQuantizer",
-        "CVQ-VAE": "cvq_vae.CVQQuantizer",
-        "VQGAN-LC": "vqgan_lc.VQGANLCQuantizer",
-    }
-    return f"vqct_plugin.hosts.{own[host.name]}" if host.name in own else "vqct_plugin.Quantizer"
+    return ADAPTERS.get(host.name, "vqct_plugin.Quantizer")
