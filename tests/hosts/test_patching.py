@@ -1,7 +1,9 @@
 """``vqct-patch`` on a copy of the installed wheel; on the other hosts' real checkouts in test_real_hosts.py."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ taming = pytest.importorskip("taming", reason="taming-transformers is not instal
 from tests.conftest import ROOT, make_prior  # noqa: E402
 from vqct_plugin.commands.patch import main  # noqa: E402
 from vqct_plugin.hosts.patching import PATCHES, PatchError, list_hosts, patch_host  # noqa: E402
+from vqct_plugin.hosts.quantizer_config import refuse_unpatched  # noqa: E402
 
 FILE = "taming/models/vqgan.py"
 
@@ -169,35 +172,24 @@ def test_a_checkout_beside_the_installed_wheel_is_warned_of(wheel, tmp_path, mon
     assert "note:" not in capsys.readouterr().out
 
 
-REFUSED = """
-import sys
-from vqct_plugin.compat.taming_imports import import_taming
-from vqct_plugin.hosts.quantizer_config import refuse_unpatched
-try:
-    refuse_unpatched(import_taming().VQModel)
-except ValueError as error:
-    print(error)
-"""
-
-
-def test_an_unpatched_wheel_before_a_patched_checkout_is_named_with_it(wheel, tmp_path):
-    checkout = tmp_path / "checkout"
-    shutil.copytree(str(wheel), str(checkout))
-    patch_host(checkout)
-    (checkout / "taming" / "__init__.py").unlink()
-
-    def told(*places):
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*places, ROOT]))}
-        done = subprocess.run(
-            [sys.executable, "-c", REFUSED], env=environment, cwd=str(tmp_path), check=True, stdout=subprocess.PIPE
-        )
-        return done.stdout.decode()
-
-    said = told(checkout, wheel)
-    assert f"comes from {wheel / FILE}, which is not patched. {checkout} has such a file too, which it hides" in said
-    assert f"run `vqct-patch {wheel}`" in said
-    patch_host(wheel)
-    assert told(checkout, wheel) == ""
+def test_an_unpatched_wheel_before_a_patched_checkout_is_named_with_it(tmp_path, monkeypatch):
+    """A host of its own name, so that nothing has to be imported anew."""
+    for place in ("wheel", "checkout"):
+        (tmp_path / place / "some_host" / "models").mkdir(parents=True)
+        (tmp_path / place / "some_host" / "models" / "vqgan.py").write_text("class VQModel:\n    pass\n")
+    (tmp_path / "wheel" / "some_host" / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "wheel"), *sys.path])
+    model = importlib.import_module("some_host.models.vqgan").VQModel
+    file, checkout = tmp_path / "wheel" / "some_host" / "models" / "vqgan.py", tmp_path / "checkout"
+    assert sys.modules[model.__module__].__file__ == str(file)  # as Python has it
+    sentence = f"comes from {file}, which is not patched. {checkout} has such a file too, which it hides"
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        refuse_unpatched(model)
+    assert f"run `vqct-patch {tmp_path / 'wheel'}`" in str(caught.value)
+    (checkout / "some_host" / "models" / "vqgan.py").unlink()
+    with pytest.raises(ValueError, match=r"which is not patched\. To have it, run"):
+        refuse_unpatched(model)
+    refuse_unpatched(type("Patched", (), {"__init__": lambda self, quantizer_config=None: None}))
 
 
 def test_a_reader_that_has_read_enough_is_no_error(wheel):

@@ -105,6 +105,7 @@ def refuse_unpatched(cls: Any) -> None:
     inside = Path(*cls.__module__.split(".")).with_suffix(".py")
     root = Path(str(file)[: -len(str(inside)) - 1])
     places = {Path(place or ".").resolve() for place in ["", *sys.path]}
+    places = {place for place in places if not (place / inside.parts[0] / "__init__.py").exists()}
     hidden = [str(place) for place in sorted(places) if (place / inside).is_file() and place != root.resolve()]
     beside = (
         f" {' and '.join(hidden)} has such a file too, which it hides: Python prefers an installed package to a "
