@@ -6,7 +6,7 @@ import torch
 pytest.importorskip("taming")
 
 from tests.hosts.toy import params
-from tests.stage_2.test_transformer import first_stage, hosts
+from tests.stage_2.test_transformer import first_stage, hosts, label_stage
 from vqct_plugin.stage_2.layout import get_layout
 
 RANDOM = "taming.modules.transformer.permuter.Random"
@@ -70,6 +70,9 @@ def test_a_block_that_is_too_small_is_said_before_it_draws_or_trains():
         model.configure_optimizers()
     with pytest.raises(ValueError, match=sentence):
         model.sample(torch.zeros(1, 0, dtype=torch.long), torch.zeros(1, 1, dtype=torch.long), steps=128)
+    model = hosts(first_stage(n_embed=30), label_stage(), block_size=300, vocab_size=30, cond_stage_key="segmentation")
+    with pytest.raises(ValueError, match="is 30; expected 40 or more, the codes of the conditioning stage"):
+        get_layout(model).check()
     with pytest.raises(ValueError, match="vocab_size of the transformer is 39; expected 40 or more"):
         get_layout(hosts(first_stage(), vocab_size=39)).check()
 

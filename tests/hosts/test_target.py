@@ -19,6 +19,7 @@ from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts.llamagen import LlamaGenQuantizer
+from vqct_plugin.hosts.quantizer_config import build_quantizer
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 OURS = "vqct_plugin.Quantizer"
@@ -112,6 +113,31 @@ def test_vqct_train_says_it_when_it_builds_the_model():
         made("custom_vqgan", target=OURS, params__tpk=2)
     with pytest.raises(runs.ConfigError, match="stands for a first stage"):
         made("drin_transformer", target=OURS)
+
+
+class PatchedHost(import_taming().VQModel):
+    """As the patch makes it."""
+
+    __module__ = "taming.models.vqgan"  # what vqct-train goes by
+
+    def __init__(self, ddconfig, lossconfig, n_embed, embed_dim, ckpt_path=None, quantizer_config=None):
+        super().__init__(ddconfig, lossconfig, n_embed, embed_dim)
+        self.quantize = build_quantizer(quantizer_config, n_e=n_embed, e_dim=embed_dim, sane_index_shape=False)
+
+
+def test_vqct_train_takes_the_models_options_out_of_quantizer_config_and_refuses_an_unpatched_host():
+    omegaconf = pytest.importorskip("omegaconf")
+    runs = pytest.importorskip("vqct_plugin.runs.build")
+    given = {"target": OURS, "params": {"reuse_forward": True, "topk": 2}}
+
+    def made(target):
+        described = config("custom_vqgan", target=target, params__quantizer_config=given)
+        return runs.build_model(omegaconf.OmegaConf.create({"model": described}))
+
+    model = made(f"{__name__}.PatchedHost")
+    assert (model.reuse_forward, model.quantize.topk) == (True, 2)
+    with pytest.raises(runs.ConfigError, match=r"taming.models.vqgan comes from .*vqgan.py, which is not patched"):
+        made("taming.models.vqgan.VQModel")
 
 
 def test_which_model_follows_from_the_params():

@@ -77,6 +77,12 @@ def check_stage_2(model: Any, conditions: Optional[int] = None, length: Optional
             f"vocab_size of the transformer is {config.vocab_size}; expected {quantizer.n_e} or more, the codes of the "
             "first stage"
         )
+    codes = getattr(getattr(model.cond_stage_model, "quantize", None), "n_e", 0)
+    if config.vocab_size < codes:
+        raise ValueError(
+            f"vocab_size of the transformer is {config.vocab_size}; expected {codes} or more, the codes of the "
+            "conditioning stage: taming's transformer has one table for both, vqct_plugin.Net2NetTransformer two"
+        )
     known = conditions if conditions is not None else count_condition_tokens(model)
     if expected is None:
         return

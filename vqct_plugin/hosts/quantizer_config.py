@@ -57,8 +57,8 @@ def build_quantizer(config: Config, for_host: Optional[str] = None, **host: Any)
             f"{where} has embed_dim {params['e_dim']}, and the host {host['e_dim']}: the host's convolutions have to "
             "fit the quantizer; set the host's own embed_dim, and leave it out here"
         )
-    host = _check_arguments(cls, target, where, params, host)
-    return build_beside(cls, host, {**host, **params})
+    taken = _check_arguments(cls, target, where, params, host)
+    return build_beside(cls, taken, {**taken, **params})
 
 
 def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:
@@ -170,7 +170,7 @@ def _check_host(cls: Any, target: str, where: str, host: Optional[str], as_tamin
     if not isinstance(cls, type) or not cls.__module__.startswith("vqct_plugin."):
         return
     expected = ADAPTERS.get(host or "", "vqct_plugin.Quantizer")
-    if "ddconfig" in inspect.signature(cls.__init__).parameters:
+    if "ddconfig" in inspect.signature(cls.__init__).parameters:  # type: ignore[misc]
         raise ValueError(f"{where} names the target {target}, which is a whole model; expected {expected}")
     made_for = next((name for name, path in ADAPTERS.items() if path == f"{cls.__module__}.{cls.__qualname__}"), None)
     if (host is not None or as_taming) and made_for != host:
