@@ -143,8 +143,16 @@ class SeedVoken(Taming):
             "target": "src.IBQ.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
             "params": {"disc_start": 100, "disc_num_layers": 1, "gen_loss_weight": 0.1, "lecam_loss_weight": 0.05},
         }
-        options = {"use_entropy_loss": quantizer_config is None, "use_ema": True, **options}
-        return IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **options)
+        options = {"use_entropy_loss": quantizer_config is None, "use_ema": True, "beta": 0.2, **options}
+        if quantizer_config is not None:
+            options["l2_normalize"] = True
+            with contextlib.suppress(ValueError):
+                IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **{**options, "use_entropy_loss": True})
+                raise AssertionError("use_entropy_loss is ignored")
+        model = IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **options)
+        assert model.quantize.beta == 0.2
+        assert quantizer_config is None or model.quantize.l2_normalize
+        return model
 
     def steps(self, model, number):
         losses = super().steps(model, number)
@@ -278,7 +286,10 @@ class CvqVae:
         from modules import Model
 
         given = {} if quantizer_config is None else {"quantizer_config": quantizer_config}
-        return Model(3, 32, 1, 8, N_EMBED, EMBED_DIM, 0.25, "l2", "closest", False, False, **given)
+        model = Model(3, 32, 1, 8, N_EMBED, EMBED_DIM, 0.3, "l2", "closest", False, False, **given)
+        assert model._vq_vae.beta == 0.3
+        assert quantizer_config is None or not model._vq_vae.legacy  # it weighs the commitment, as its own does
+        return model
 
     def steps(self, model, number):
         x, optimizer, losses = images(), torch.optim.Adam(model.parameters(), lr=1e-3), []
