@@ -132,8 +132,9 @@ def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
     refused(wheel, "__init__ would use quantizer_config, which is none of its arguments", capsys)
 
 
-def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monkeypatch, capsys):
-    """What stands around a place has changed, so that git apply does not find it, but not the place itself."""
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monkeypatch, capsys, ends):
+    """What stands around a place has changed, but not the place itself."""
 
     def git(*words):
         who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
@@ -150,11 +151,15 @@ def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monke
     text = file.read_text()
     place = text.index("        self.post_quant_conv = torch.nn.Conv2d(embed_dim")
     insert = "        # a line of the fork's\n" * 3
-    file.write_text("import os\n" + text[:place] + insert + text[place:])
+    mine = ("import os\n" + text[:place] + insert + text[place:]).replace("\n", ends)
+    file.write_bytes(mine.encode())
     result = patch_host(wheel)
     assert "by a three-way merge" in result.notes[0]
-    assert "build_quantizer(" in file.read_text()
-    assert insert in file.read_text()
+    assert "+            self.quantize = build_quantizer(" in result.diff
+    patched = file.read_bytes().decode()
+    assert "build_quantizer(" in patched
+    assert insert.replace("\n", ends) in patched
+    assert patched.count("\n") == patched.count(ends)
     file.write_text(text.replace("self.post_quant_conv = torch.nn.Conv2d(", "self.post_quant_conv = Conv("))
     refused(wheel, "a three-way merge with commit", capsys)
 

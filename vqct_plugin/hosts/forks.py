@@ -103,7 +103,7 @@ def _copy(fork: Fork) -> Iterator[Path]:
 def _merge_three_ways(fork: Fork) -> Tuple[Optional[Dict[str, bytes]], str]:
     """The user's files merged with the commit's patched ones; else None, and why not."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        base, patched, mine = (Path(name) / folder for folder in ("base", "patched", "mine"))
         for file in fork.files:
             shown = run_git(fork.root, ["show", f"{fork.commit}:./{file}"])
             if shown.returncode != 0:
@@ -111,22 +111,20 @@ def _merge_three_ways(fork: Fork) -> Tuple[Optional[Dict[str, bytes]], str]:
                     f"a three-way merge needs commit {fork.commit[:7]} of {fork.repository}, which is not in this "
                     "folder's history (git fetch it, and try again)"
                 )
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (folder / file).write_bytes(shown.stdout)
-        patched = folder / "patched"
-        for file in fork.files:
-            (patched / file).parent.mkdir(parents=True, exist_ok=True)
-            (patched / file).write_bytes((folder / file).read_bytes())
+            contents = zip((base, patched, mine), (shown.stdout, shown.stdout, (fork.root / file).read_bytes()))
+            for folder, content in contents:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(content.replace(b"\r\n", b"\n"))
         git_apply(patched, with_line_ends(fork.patch.read_bytes(), patched), [])
         merged = {}
         for file in fork.files:
-            mine = (fork.root / file).read_bytes()
-            crlf = b"\r\n" in mine
-            (folder / "mine").write_bytes(mine.replace(b"\r\n", b"\n"))
-            done = run_git(folder, ["merge-file", "-p", "mine", file, str(patched / file)])
+            own = (fork.root / file).read_bytes()
+            if own.count(b"\r\n") not in (0, own.count(b"\n")):
+                return None, f"a three-way merge needs one kind of line ends, and {file} has two"
+            done = run_git(Path(name), ["merge-file", "-p", *(str(folder / file) for folder in (mine, base, patched))])
             if done.returncode != 0:
                 return None, f"a three-way merge with commit {fork.commit[:7]} conflicts in {file}"
-            merged[file] = done.stdout.replace(b"\n", b"\r\n") if crlf else done.stdout
+            merged[file] = done.stdout.replace(b"\n", b"\r\n") if b"\r\n" in own else done.stdout
         return merged, ""
 
 

@@ -5,6 +5,7 @@ commit each was made from, how to tell the host, and which files it changes, wit
 after (its lines ended with ``\\n``, so that it is the same in a checkout with Windows' line ends).
 """
 
+import difflib
 import hashlib
 import json
 import sys
@@ -116,12 +117,17 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
 
 def _patch_fork(host: Host, fork: Fork, revert: bool, dry_run: bool, notes: Sequence[str]) -> Patched:
     contents, more = take_back(fork) if revert else merge(fork)
-    diff = fork.diff.decode("utf-8")
+    diff = "".join(_diff(file, (fork.root / file).read_bytes(), content) for file, content in contents.items())
     if not dry_run:
         with _put_back(fork.root, fork.files):
             for file, content in contents.items():
                 (fork.root / file).write_bytes(content)
     return Patched(host, fork.root, fork.files, diff, [*more, *notes])
+
+
+def _diff(file: str, before: bytes, after: bytes) -> str:
+    lines = (content.decode("utf-8", "replace").splitlines(keepends=True) for content in (before, after))
+    return "".join(difflib.unified_diff(*lines, f"a/{file}", f"b/{file}"))
 
 
 @contextmanager
