@@ -4,7 +4,8 @@ Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantize
 interface is that of ``taming.modules.vqvae.quantize.VectorQuantizer2``.
 """
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,16 @@ from vqct_plugin.transfer import TransferLike
 __all__ = ["CodebookTransferQuantizer"]
 
 Quantized = Tuple[Tensor, Tensor, Tuple[None, None, Tensor]]
+
+
+class _SignatureOfInit:
+    """``inspect.signature`` of a class is that of its ``__init__``, which its ``__new__`` would hide."""
+
+    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")  # that of an instance is its __call__'s
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class CodebookTransferQuantizer(TransferredCodebook):
@@ -86,6 +97,26 @@ class CodebookTransferQuantizer(TransferredCodebook):
     >>> quantizer.eval().get_codebook_entry(indices, (2, 4, 4, 64)).shape
     torch.Size([2, 64, 4, 4])
     """
+
+    #: arguments of a host's model: given any of them, the class gives that model, with this quantizer in it
+    OF_A_MODEL: ClassVar[FrozenSet[str]] = frozenset(
+        ("ddconfig", "lossconfig", "n_embed", "embed_dim", "transformer_config", "first_stage_config")
+    )
+
+    if not TYPE_CHECKING:  # type checkers need __init__ alone
+        __signature__ = _SignatureOfInit()
+
+        def __new__(cls, *args, **arguments):
+            """The quantizer; or a host's model, for ``model.target: vqct_plugin.Quantizer`` with the model's params.
+
+            A launcher calls what ``target`` names with ``params``, and this is the only place that sees both. The core
+            knows no host: the package's door does.
+            """
+            if cls is CodebookTransferQuantizer and not cls.OF_A_MODEL.isdisjoint(arguments):
+                import vqct_plugin
+
+                return vqct_plugin._build_model(arguments)
+            return super().__new__(cls)
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """``vqct-patch``: add ``quantizer_config`` to a host's checkout, or remove it."""
 
 import argparse
+import os
 import sys
 from typing import List, Optional
 
@@ -35,9 +36,12 @@ def main(argv: Optional[List[str]] = None) -> int:
     except PatchError as error:
         print(f"vqct-patch: {name_flags(error, parser)}", file=sys.stderr)
         return 1
-    if options.dry_run:
-        print(result.diff)
-    print(summarize(result, options.revert, options.dry_run))
+    try:
+        if options.dry_run:
+            print(result.diff)
+        print(summarize(result, options.revert, options.dry_run), flush=True)
+    except BrokenPipeError:  # `| head`: whoever read has read enough, and the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush is silent too
     return 0
 
 
@@ -46,6 +50,7 @@ def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
     verb = ("would be " if dry_run else "") + ("reverted" if revert else "patched")
     lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
     lines += [f"  {file}" for file in result.files]
+    lines += [f"note: {note}" for note in result.notes]
     if not revert:
         lines += ["choose the quantizer with", f"  quantizer_config: {{target: {result.host.target}, params: {{...}}}}"]
         lines += [f"revert it with `vqct-patch {result.root} --revert`"] if not dry_run else []

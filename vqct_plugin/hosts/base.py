@@ -8,7 +8,7 @@ import torch
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
-from vqct_plugin.compat.taming_sampling import draw_each_token_from_its_part
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 from vqct_plugin.transfer import TableTransfer
 
 
@@ -62,7 +62,7 @@ def install(model: Any, quantizer: type, *args: Any, **options: Any) -> None:
         built: Any = quantizer(*args, **options)
     start_from(built, getattr(getattr(model.quantize, "embedding", None), "weight", None))
     model.quantize = built
-    draw_each_token_from_its_part()
+    adapt_taming_stage_2()
 
 
 def start_from(quantizer: Any, table: Any) -> None:

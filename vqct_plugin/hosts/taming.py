@@ -96,7 +96,7 @@ class VQSegmentationModel(_Transferred, _HostVQSegmentationModel):
 
     Args:
         n_labels: how many labels a map has; the image channels of ``ddconfig``.
-        All others are those of :class:`VQModel`. Stage 2 of taming wants ``sane_index_shape: true`` of it.
+        All others are those of :class:`VQModel`.
     """
 
     _host_arguments = ("n_labels",)

@@ -20,6 +20,7 @@ from torch import Tensor
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
+from vqct_plugin.compat.taming_stage_2 import count_condition_tokens, count_tokens
 from vqct_plugin.stage_2.layout import PositionLayout
 from vqct_plugin.stage_2.sampling import sample_tokens
 from vqct_plugin.stage_2.tokens import Token, interleave, list_tokens, separate
@@ -199,8 +200,9 @@ class Net2NetTransformer(_Host):
         if vocab_size not in (None, n_e):
             raise ValueError(f"vocab_size is {vocab_size}, and the first stage has {n_e} codes; leave vocab_size out")
         if "cond_vocab_size" not in params:
-            params["cond_vocab_size"] = _count_conditions(self)
+            params["cond_vocab_size"] = _count_conditions(self, vocab_size)
         self.transformer = PartsGPT(tokens, **params)
+        _check_block_size(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
@@ -333,7 +335,9 @@ class Net2NetTransformer(_Host):
         return permuted
 
 
-def _count_conditions(model: Any) -> int:
+def _count_conditions(model: Any, vocab_size: Optional[int]) -> int:
+    """How many values a conditioning token may take; ``vocab_size`` where the stage does not say, as taming's own
+    transformer has one table for both."""
     if model.be_unconditional:
         return int(model.sos_token) + 1
     stage = model.cond_stage_model
@@ -343,6 +347,23 @@ def _count_conditions(model: Any) -> int:
         return int(stage.n_classes)
     if hasattr(stage, "n_embed"):  # CoordStage rounds to 0 ... n_embed
         return int(stage.n_embed) + 1
+    if vocab_size is not None:
+        return int(vocab_size)
     raise ValueError(
-        f"the number of tokens of {type(stage).__name__} is unknown; set transformer_config.params.cond_vocab_size"
+        f"the number of tokens of {type(stage).__name__} is unknown; set transformer_config.params.cond_vocab_size (in "
+        "taming's configs of scenes, no_tokens of the data)"
     )
+
+
+def _check_block_size(model: Any) -> None:
+    tokens, conditions = count_tokens(model.first_stage_model), count_condition_tokens(model)
+    if tokens is None:
+        return
+    positions = tokens // len(model.transformer.tokens)
+    needed = positions + max(conditions or 0, 1) - 1
+    if model.transformer.block_size < needed:
+        counted = "at least 1 conditioning token" if conditions is None else f"{conditions} conditioning token(s)"
+        raise ValueError(
+            f"block_size is {model.transformer.block_size}; expected {needed} or more: {counted} and {positions} "
+            "positions of an image, less one"
+        )
