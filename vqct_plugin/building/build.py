@@ -12,6 +12,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, 
 
 import numpy as np
 
+from vqct_plugin._files import NotAFileError, find_target, printable
 from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import Captions, PathLike, open_captions
 from vqct_plugin.building.counting import count_captions
@@ -397,10 +398,15 @@ def _check_output(output: Optional[PathLike], force: bool) -> None:
     if output is None:
         return
     path = Path(output)
-    if path.is_dir():
-        raise BuildError(f"output {path} is a folder; name a file in it")
-    if path.exists() and not force:
-        raise BuildError(f"{path} exists; pass force=True to replace it")
+    try:
+        there = find_target(path)
+    except NotAFileError as error:
+        raise BuildError(f"output {error}") from error
+    except (OSError, ValueError) as error:
+        raise BuildError(f"output {printable(path)} cannot be written: {error}") from error
+    if there.exists() and not force:
+        raise BuildError(f"{printable(path)} exists; pass force=True to replace it")
+    path = there
     if not path.absolute().parent.is_dir():
         raise BuildError(f"the folder of the output, {path.absolute().parent}, does not exist; make it first")
     if not os.access(str(path.absolute().parent), os.W_OK):

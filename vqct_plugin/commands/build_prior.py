@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from vqct_plugin.commands.messages import name_flags, show_messages
+from vqct_plugin.commands.messages import name_flags, printable_lines, show_messages
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -153,7 +153,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print("vqct-build-prior: interrupted; nothing was written", file=sys.stderr)
         return 130
     if not quiet:
-        print(report)
+        print(printable_lines(report))
     return 0
 
 
