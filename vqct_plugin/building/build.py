@@ -17,10 +17,11 @@ from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import Captions, PathLike, open_captions
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.language_model import LanguageModel
 from vqct_plugin.building.neighbors import connect_isolated, connect_parts
 from vqct_plugin.building.report import BuildReport
 from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, describe_tagger, is_in_wordnet
-from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptEncodings, WordVectors, check_prompts
+from vqct_plugin.building.vectors import InputEmbeddings, PromptEncodings, WordVectors, check_prompts
 from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known
 from vqct_plugin.prior import CodebookPrior
 
@@ -39,6 +40,8 @@ def build_prior(
     output: Optional[PathLike] = None,
     *,
     plm_name: Optional[str] = None,
+    revision: Optional[str] = None,
+    device: Optional[str] = None,
     word_vectors: Optional[PathLike] = None,
     vectors: str = "embeddings",
     prompts: Optional[Mapping[str, str]] = None,
@@ -74,6 +77,9 @@ def build_prior(
             vocabulary, and counts and edges from WordNet's glosses.
         output: the prior file to write; ``None`` writes none.
         plm_name: what the prior calls the model; the hub name or the folder's base name by default.
+        revision: of a model on the hub, a branch, a tag or a commit; recorded in the prior.
+        device: where prompts are encoded, as torch names it (``"cpu"``, ``"cuda:1"``); a GPU where there is one, if
+            none is named.
         word_vectors: a text file of GloVe, word2vec or fastText in place of ``plm``.
         vectors: ``"embeddings"``, a word's vector is the mean of the input embeddings of its pieces; ``"prompts"``, the
             model's encoding of a prompt. A word that the tokenizer only knows as unknown, or that the file of word
@@ -125,6 +131,12 @@ def build_prior(
     )
     _check_numbers({"neighbors": neighbors, "batch_size": batch_size, "workers": workers})
     _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler)
+    if device is not None and vectors != "prompts":
+        raise BuildError(
+            f"device is {device!r}, but input embeddings are read and not computed; pass vectors='prompts'"
+        )
+    if revision is not None and plm is None:
+        raise BuildError(f"revision is {revision!r}, but there is no model on the hub; pass plm=NAME")
     for path in (output, picture):
         _check_output(path, force)
     if picture is not None:
@@ -140,8 +152,8 @@ def build_prior(
         corpora.append(WordNetGlosses())
 
     with _measure_time(seconds, "language model"):
-        language_model = LanguageModel(plm, plm_name) if plm is not None else None
-        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts)
+        language_model = LanguageModel(plm, plm_name, revision) if plm is not None else None
+        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts, device)
     with _measure_time(seconds, "tagging"):
         counted = count_captions(corpora, parts, workers, scheduler, progress)
     with _measure_time(seconds, "words"):
@@ -309,12 +321,13 @@ def _make_source(
     name: Optional[str],
     vectors: str,
     prompts: Optional[Mapping[str, str]],
+    device: Optional[str],
 ) -> VectorSource:
     if word_vectors is not None:
         return WordVectors(word_vectors, name)
     assert language_model is not None
     if vectors == "prompts":
-        return PromptEncodings(language_model, prompts)
+        return PromptEncodings(language_model, prompts, device)
     return InputEmbeddings(language_model)
 
 

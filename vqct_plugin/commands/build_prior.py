@@ -23,6 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--plm-name", metavar="NAME", help="name of the model in the prior (default: its name on the hub)"
     )
+    where.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     where.add_argument("--word-vectors", metavar="FILE", help="GloVe, word2vec or fastText text file instead of --plm")
     where.add_argument(
         "--captions", nargs="+", metavar="PATH", help="files, folders, addresses (s3://...), or - for standard input"
@@ -109,6 +110,9 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="PART=TEXT",
         help="default: adjective='a photo of {} object' noun='a photo of {}'",
+    )
+    vectors.add_argument(
+        "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"
     )
     vectors.add_argument("--standardize", action="store_true", help="center and scale each dimension")
     vectors.add_argument(
