@@ -218,11 +218,13 @@ def test_linked_folders_are_read_and_no_folder_twice(tmp_path):
 
 def test_names_and_text_of_files_are_printable(tmp_path):
     os.mkdir(str(tmp_path / "folder"))
-    written(tmp_path, "a dog", "folder/a\x1b[2J.txt")
+    written(tmp_path, "a dog\n\x1b[2J", "folder/a\x1b[2J.txt")
+    written(tmp_path, json.dumps(["a cat", 3, {"\x1b[2J": "\u202e"}]), "folder/c.json")
     written(tmp_path, b"\x1b[2J\n\x1b]0;owned\n" * 9 + b"a dog\n" * 99, "folder/b.txt")
     corpus = Captions(tmp_path / "folder")
-    assert len(list(corpus)) == 100
-    assert "\x1b" not in "".join(corpus.summary())
+    assert len(list(corpus)) == 101
+    assert "".join(corpus.summary()).isprintable()
+    assert [*map(str.isprintable, corpus.first_damaged)] == [True] * 3
     written(tmp_path, "<html>", "folder/a\x1b[2J.txt")
     with pytest.raises(BuildError, match=r"captions in a\\x1b\[2J\.txt: it is a web page"):
         Captions(tmp_path / "folder")

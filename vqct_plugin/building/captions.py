@@ -102,7 +102,7 @@ class Captions:
                     if isinstance(item, Damage):
                         self.damaged += 1
                         if len(self.first_damaged) < _SHOWN:
-                            self.first_damaged.append(f"{where}{item}")
+                            self.first_damaged.append(f"{printable(where)}{item}")
                         continue
                     self.captions += 1
                     self.mended += isinstance(item, Mended)
@@ -141,7 +141,7 @@ class Captions:
         try:
             raw = piece.open()
         except Exception as error:  # a file system of fsspec fails in its own ways
-            raise BuildError(f"captions in {piece.name} cannot be read: {error}") from error
+            raise BuildError(f"captions in {printable(piece.name)} cannot be read: {error}") from error
         with raw:
             watched = Watched(raw)
             try:

@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
 
+from vqct_plugin._files import printable
+
 FORMATS = ("auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet")
 
 # ``image.jpg#0<TAB>caption``. Flickr8k has lines with a space for the tab, which can only be read as meant where the
@@ -38,7 +40,7 @@ class Damage(NamedTuple):
     excerpt: str
 
     def __str__(self) -> str:
-        return f"{self.where}, {self.reason}: {self.excerpt}"
+        return printable(f"{self.where}, {self.reason}: {self.excerpt}", 1000)
 
 
 class Mended(str):
@@ -263,7 +265,7 @@ def _descend(record: Dict[str, Any], field: str) -> List[Any]:
     names = [field] if field in record else field.split(".")
     found: List[Any] = [record]
     for name in names:
-        inner = []
+        inner: List[Any] = []
         for value in found:
             if not isinstance(value, dict) or name not in value:
                 raise DamagedError(f"no {field!r} in it")

@@ -7,6 +7,7 @@ import bz2
 import codecs
 import gzip
 import hashlib
+import importlib
 import io
 import lzma
 import re
@@ -168,9 +169,7 @@ def _decompressed(stream: Any, kind: str) -> Any:
     if kind == "xz":
         return lzma.LZMAFile(stream)
     try:
-        import zstandard
-
-        return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        return importlib.import_module("zstandard").ZstdDecompressor().stream_reader(stream, read_across_frames=True)
     except ImportError:
         pass
     try:

@@ -80,7 +80,7 @@ def _records() -> Any:
 
 
 def _make_unpickler(records: Any, data: bytes) -> Any:
-    class AuthorsUnpickler(records.TensorUnpickler):  # type: ignore[name-defined, misc]
+    class AuthorsUnpickler(records.TensorUnpickler):
         """Tensors and plain values; any other global is refused by name."""
 
         def __init__(self) -> None:
