@@ -14,7 +14,7 @@ import pytest
 from tests.building.test_captions import THREE, in_format, written
 from vqct_plugin.building.captions import Captions, open_captions
 from vqct_plugin.building.formats import BuildError
-from vqct_plugin.building.opening import DamagedFileError
+from vqct_plugin.building.opening import Ahead, DamagedFileError
 
 
 def zstd(content):
@@ -88,6 +88,9 @@ def test_a_tar_archive_is_read_as_a_folder_is(tmp_path, mode):
     whole = archive({"a.txt": b"A dog .\n" * 9000})
     with pytest.raises(BuildError, match="damaged tar"):
         list(Captions(written(tmp_path, whole[:40_000], "broken.tar")))
+    pages = archive({"a.txt": b"a dog", "b.txt": b"<html>404"})
+    with pytest.raises(BuildError, match=r"captions in pages\.tar: b\.txt: it is a web page"):
+        Captions(written(tmp_path, pages, "pages.tar"))
     with pytest.raises(BuildError, match="no file in the archive ends in"):
         Captions(written(tmp_path, archive({"a.jpg": b"x"}), "none.tar"))
 
@@ -228,6 +231,13 @@ def test_names_and_text_of_files_are_printable(tmp_path):
     written(tmp_path, "<html>", "folder/a\x1b[2J.txt")
     with pytest.raises(BuildError, match=r"captions in a\\x1b\[2J\.txt: it is a web page"):
         Captions(tmp_path / "folder")
+
+
+def test_a_file_that_cannot_be_read_is_told_of(tmp_path, monkeypatch):
+    path = written(tmp_path, "a dog")
+    monkeypatch.setattr(Ahead, "_more", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(BuildError, match=r"captions in captions\.txt cannot be read: .*Input/output error"):
+        Captions(path)
 
 
 def test_damage_has_a_name_of_its_own():

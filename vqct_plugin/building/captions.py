@@ -148,6 +148,8 @@ class Captions:
                 stream, head, self._packed = unpack(watched)
             except (BuildError, DamagedFileError) as error:
                 raise BuildError(f"captions in {printable(piece.below or piece.name)}: {error}") from error
+            except OSError as error:
+                raise BuildError(f"captions in {printable(piece.name)} cannot be read: {error}") from error
             yield stream, watched, head
 
     def _reader(self, stream: BinaryIO, head: bytes, piece: "_Piece") -> Iterator[Union[str, Damage]]:
@@ -174,7 +176,10 @@ class Captions:
                     if file is None:
                         continue
                     found += 1
-                    inner, head, self._packed = unpack(Ahead(file))
+                    try:
+                        inner, head, self._packed = unpack(Ahead(file))
+                    except (BuildError, DamagedFileError) as error:
+                        raise BuildError(f"{printable(member.name)}: {error}") from error
                     piece = _Piece(Path(member.name).name, member.name, None, _not_again)
                     for item in self._reader(inner, head, piece):
                         yield item._replace(where=f"{member.name}, {item.where}") if isinstance(item, Damage) else item
