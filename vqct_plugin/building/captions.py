@@ -102,7 +102,7 @@ class Captions:
                     if isinstance(item, Damage):
                         self.damaged += 1
                         if len(self.first_damaged) < _SHOWN:
-                            self.first_damaged.append(f"{printable(where)}{item}")
+                            self.first_damaged.append(printable(f"{where}{item}", 1000))
                         continue
                     self.captions += 1
                     self.mended += isinstance(item, Mended)

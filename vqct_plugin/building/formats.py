@@ -10,8 +10,6 @@ import json
 import re
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
 
-from vqct_plugin._files import printable
-
 FORMATS = ("auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet")
 
 # ``image.jpg#0<TAB>caption``. Flickr8k has lines with a space for the tab, which can only be read as meant where the
@@ -40,7 +38,7 @@ class Damage(NamedTuple):
     excerpt: str
 
     def __str__(self) -> str:
-        return printable(f"{self.where}, {self.reason}: {self.excerpt}", 1000)
+        return f"{self.where}, {self.reason}: {self.excerpt}"
 
 
 class Mended(str):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vqct_plugin._drawing import COLOURS, in_two_dimensions, label_points
-from vqct_plugin._files import NotAFileError, write_whole
+from vqct_plugin._files import write_whole
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.prior import CodebookPrior
@@ -47,8 +47,6 @@ def draw_prior(prior: CodebookPrior, path: PathLike, overwrite: bool = False) ->
         write_whole(Path(path), data.getvalue(), overwrite)
     except FileExistsError:
         raise BuildError(f"picture {path} exists; pass force=True to replace it") from None
-    except NotAFileError as error:
-        raise BuildError(f"picture {error}") from error
     except OSError as error:
         raise BuildError(f"could not write the picture to {path}: {error}") from error
 

@@ -6,9 +6,7 @@ from typing import Any, Mapping
 import numpy as np
 import torch
 
-from vqct_plugin.compat.records import ITEM_SIZES, Inert, ReadStorage, Record, read_stream, read_zip
-
-__all__ = ["Inert", "materialize", "read_stream", "read_zip"]
+from vqct_plugin.compat.records import ITEM_SIZES, ReadStorage, Record
 
 
 def materialize(value: Any, storage_bytes: ReadStorage) -> Any:
