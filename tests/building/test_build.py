@@ -1,3 +1,6 @@
+import os
+import stat
+
 import numpy as np
 import pytest
 
@@ -114,6 +117,32 @@ def test_an_existing_output_is_refused_before_any_work(captions, tmp_path):
     with pytest.raises(BuildError, match="does not exist; make it first"):
         build_prior("no/model", [captions], tmp_path / "none" / "prior.safetensors")
     assert output.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("nltk_data")
+def test_force_replaces_files_only(captions, tiny_bert, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe"))
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for what in ("output", "picture"):
+            places = {"output": tmp_path / "p.safetensors", what: tmp_path / name}
+            if what == "picture":
+                (tmp_path / f"{name}.png").symlink_to("pipe")
+                places[what] = tmp_path / f"{name}.png"
+            with pytest.raises(BuildError, match=r"is a pipe; only a file can be replaced"):
+                build_prior(tiny_bert, [captions], min_count=0, force=True, **places)
+    assert stat.S_ISFIFO(os.lstat(str(tmp_path / "pipe")).st_mode)
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "prior").write_bytes(b"old")
+    (real / "prior").chmod(0o640)
+    (tmp_path / "to_prior").symlink_to(os.path.join("real", "prior"))
+    with pytest.raises(BuildError, match="to_prior exists; pass force=True"):
+        build_prior(tiny_bert, [captions], tmp_path / "to_prior", min_count=0)
+    build_prior(tiny_bert, [captions], tmp_path / "to_prior", min_count=0, force=True)
+    assert (tmp_path / "to_prior").is_symlink()
+    assert len(CodebookPrior.load(real / "prior")) > 0
+    assert stat.S_IMODE((real / "prior").stat().st_mode) == 0o640
 
 
 @pytest.mark.usefixtures("nltk_data")
