@@ -20,6 +20,7 @@ from vqct_plugin.compat.taming_imports import import_taming
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts.llamagen import LlamaGenQuantizer
 from vqct_plugin.hosts.quantizer_config import build_quantizer
+from vqct_plugin.hosts.target import locate_model
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 OURS = "vqct_plugin.Quantizer"
@@ -108,7 +109,7 @@ def test_vqct_train_says_it_when_it_builds_the_model():
 
     with pytest.raises(runs.ConfigError, match="block_size of the transformer is 128; expected 191 or more"):
         made("faceshq_transformer", **{FIRST: OURS})
-    assert type(made("custom_vqgan", target=OURS, params__accumulate_grad_batches=2)).__name__ == "VQModel"
+    assert type(made("custom_vqgan", target=OURS, params__reuse_forward=True)).__name__ == "VQModel"
     with pytest.raises(runs.ConfigError, match="takes no argument 'tpk'; close to it: topk"):
         made("custom_vqgan", target=OURS, params__tpk=2)
     with pytest.raises(runs.ConfigError, match="stands for a first stage"):
@@ -153,14 +154,9 @@ def test_which_model_follows_from_the_params():
         CodebookTransferQuantizer(n_embed=40, embed_dim=16)
 
 
-def test_latent_diffusions_params_ask_for_its_own_model(monkeypatch):
-    from vqct_plugin.hosts import target
-
-    seen = []
-    monkeypatch.setattr(target.importlib, "import_module", lambda name: seen.append(name) or vqct_plugin)
+def test_latent_diffusions_params_ask_for_its_own_model():
     for told in ({"lossconfig": {"target": "ldm.modules.losses.vqperceptual.L"}}, {"use_ema": True}):
-        target.choose_model({**vqct_params(), **told})
-    assert seen == ["vqct_plugin.hosts.latent_diffusion"] * 2
+        assert locate_model({**vqct_params(), **told}) == ("vqct_plugin.hosts.latent_diffusion", "VQModel")
 
 
 def test_it_stays_the_quantizers_class():

@@ -47,7 +47,7 @@ def choose_model(params: Mapping[str, Any]) -> Any:
             f"vqct_plugin.Quantizer was given {given}, as a host's model is, but no {' and no '.join(missing)}; a "
             "model takes ddconfig, lossconfig, n_embed and embed_dim, and the quantizer by itself n_e and e_dim"
         )
-    module, name = _where(params)
+    module, name = locate_model(params)
     return getattr(importlib.import_module(module), name)
 
 
@@ -56,7 +56,8 @@ def build_model(params: Mapping[str, Any]) -> Any:
     return choose_model(params)(**params)
 
 
-def _where(params: Mapping[str, Any]) -> Tuple[str, str]:
+def locate_model(params: Mapping[str, Any]) -> Tuple[str, str]:
+    """The module and the name of the model that has these params, without importing it."""
     loss = to_plain(params["lossconfig"])
     if isinstance(loss, Mapping) and str(loss.get("target")).startswith("ldm."):
         return _LDM, "VQModel"
