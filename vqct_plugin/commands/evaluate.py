@@ -30,7 +30,14 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (their folders)"
     )
-    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
+    parser.add_argument(
+        "-b",
+        "--base",
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="configs instead of the runs' own: files, or vqct:NAME of the package",
+    )
     add_set_flag(parser, "the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
     parser.add_argument(
@@ -61,7 +68,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         help="leave out images that cannot be read, and list them (an error at the end)",
     )
     parser.add_argument("--limit", type=int, help="evaluate only the first N images", metavar="N")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:

@@ -14,6 +14,8 @@ from vqct_plugin.evaluation.weights import check_weights
 from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import PartUsage
 
+__all__ = ["evaluate", "RunFigures"]
+
 #: name -> array: what was measured of some images; several of them are one evaluation
 Shard = Mapping[str, np.ndarray]
 
@@ -80,10 +82,6 @@ def evaluate(
         measures: by default those of single images: PSNR, SSIM, ...
         protocol, weights: see :class:`~vqct_plugin.evaluation.measure.Conditions`.
         name: of the model, for tables.
-
-    >>> from vqct_plugin.evaluation.measures import MEASURES
-    >>> list(MEASURES)
-    ['images', 'inception']
     """
     check_weights(weights)
     device = device or next(model.parameters()).device
@@ -110,7 +108,7 @@ def measure_batches(
 
     Args:
         model: in evaluation mode, on the device of ``conditions``.
-        batches: as of :func:`evaluate`.
+        batches: as for :func:`evaluate`.
         measures: name -> class.
         conditions: of all measures.
         precision: autocast to it; None for float32.

@@ -11,6 +11,8 @@ from vqct_plugin.evaluation.tables import write_tables
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
 
+__all__ = ["evaluate_runs"]
+
 _log = logging.getLogger(__name__)
 
 

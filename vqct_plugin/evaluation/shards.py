@@ -24,6 +24,8 @@ from vqct_plugin.evaluation.weights import INCEPTION, VGG, check_weights, identi
 from vqct_plugin.runs.config import ConfigError, DataError
 from vqct_plugin.runs.load import Trained, load_trained
 
+__all__ = ["Settings"]
+
 _log = logging.getLogger(__name__)
 _PRECISIONS = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 

@@ -20,8 +20,11 @@ from vqct_plugin.runs.config import ConfigError, load_config
 from vqct_plugin.runs.load import Trained, load_first_stage
 from vqct_plugin.training.launcher import run
 
+__all__ = ["compare", "Comparison", "PHOTOGRAPHS"]
+
 _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
+"""The config of the main job: a small stock VQGAN on scikit-image's photographs."""
 OURS = "model.target=vqct_plugin.VQModel"
 #: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
 MODELS: Mapping[str, Sequence[str]] = {
@@ -83,7 +86,7 @@ def compare(
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error}; choose another output") from error
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output=FOLDER") from error
     seconds: Dict[str, float] = {}
     trained: List[Trained] = []
     for name, more in models.items():

@@ -9,8 +9,12 @@ import torch
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import TwoOptimizersByHand, for_installed_lightning
+from vqct_plugin.hosts.quantizer_config import refuse_unpatched, take_model_options
+from vqct_plugin.hosts.target import choose_model, is_of_a_model
 from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate
 from vqct_plugin.stage_2.layout import get_layout
+
+__all__ = ["build_model", "build_data", "build_validation_set"]
 
 _LPIPS_OFFLINE = (
     "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
@@ -30,13 +34,22 @@ def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
         ConfigError: the config's model cannot be built.
     """
     cls = find(config.model.target, "model")
+    params = dict(to_plain(config.model.get("params")) or {})
+    try:
+        cls = choose_model(params) if is_of_a_model(cls, params) else cls
+        if "quantizer_config" in params and isinstance(cls, type) and cls.__module__.startswith(("taming.", "ldm.")):
+            refuse_unpatched(cls)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"the model cannot be built: {error}") from error
+    if "quantizer_config" in params:
+        params["quantizer_config"], of_model = take_model_options(params["quantizer_config"])
+        params = {**of_model, **params}
     if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith(("taming.", "ldm.")):
         cls = for_installed_lightning(cls)
     by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
     # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
     trainer = {} if trainer is None else trainer
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    params = dict(to_plain(config.model.get("params")) or {})
     params.update({key: trainer.pop(key) for key in names if by_hand and key in trainer})
     # null for an argument that the target does not have: so that a config can remove an argument of one before it
     params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}

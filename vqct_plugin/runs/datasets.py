@@ -15,6 +15,8 @@ from torch.utils.data.dataloader import default_collate
 from vqct_plugin.runs.config import DataError, instantiate
 from vqct_plugin.runs.image_files import BACKGROUND, check_background, read_image, read_labels
 
+__all__ = ["Images", "LabeledImages", "CUB", "DataModuleFromConfig"]
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -103,11 +105,11 @@ class LabeledImages(Images):
     """Images with a label map each, for stage 2's conditioning on segmentations (ADE20K, CelebAMask-HQ).
 
     Args:
-        path: a folder of images, or a list file, as of :class:`Images`.
+        path: a folder of images, or a list file, as for :class:`Images`.
         labels: the folder of label maps: for ``a/b.jpg`` in the folder of images its ``a/b.png``, one channel, the
             label of each pixel.
         n_labels: how many labels there are; maps hold 0 to n_labels - 1.
-        size, random_crop, flip, root, background: as of :class:`Images`; image and map are cropped and flipped alike.
+        size, random_crop, flip, root, background: as for :class:`Images`; image and map are cropped and flipped alike.
 
     An item is that of :class:`Images`, with ``segmentation`` (size, size, n_labels) float32, one-hot.
     """
@@ -156,7 +158,7 @@ class CUB(Images):
     Args:
         path: the folder ``CUB_200_2011``, with ``images.txt``, ``train_test_split.txt`` and ``images/``.
         split: ``"train"`` or ``"test"``, by the owners' file: 5,994 and 5,794 images.
-        size, random_crop, flip: as of :class:`Images`.
+        size, random_crop, flip: as for :class:`Images`.
 
     Raises:
         DataError: a file of these is missing, or the two disagree.

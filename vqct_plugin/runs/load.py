@@ -13,6 +13,8 @@ from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
 from vqct_plugin.state import prior_in
 
+__all__ = ["load_run", "load_first_stage", "Trained"]
+
 
 class Trained(NamedTuple):
     """A model in evaluation mode, its config, and the checkpoint that its weights come from."""
@@ -55,7 +57,7 @@ def load_first_stage(
 ) -> Trained:
     """The first stage of a run, without its loss, and without what its host prints while it is built.
 
-    Arguments and errors as of :func:`load_run`, and ConfigError where the run is no first stage.
+    Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
     """
     with redirect_stdout(io.StringIO()):
         trained = load_run(path, base, overrides, loss=False)
@@ -131,7 +133,7 @@ def _find_configs(checkpoint: Path) -> List[Path]:
     folder = checkpoint.parent.parent / "configs"
     files = sorted(folder.glob("*-project.yaml"))
     if not files:
-        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it as base")
+        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give base=YAML")
     return files
 
 

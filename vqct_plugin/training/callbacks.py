@@ -17,6 +17,8 @@ from vqct_plugin.runs.health import describe_collapse, judge_usage
 from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
+__all__ = ["ImageLogger", "CodebookUsageLogger", "CodebookWarning"]
+
 _log = logging.getLogger(__name__)
 
 
@@ -252,7 +254,7 @@ class Rescue(Callback):
     ``kill -USR1`` requests one: ``last.ckpt`` is written at the end of the batch. An exception or Ctrl-C writes
     ``interrupted.ckpt``, which resumes with the batch that was interrupted; not where several processes train, which
     would wait for each other, and not after an error in writing. A run that ends, by ``--max_steps`` say, between two
-    checkpoints leaves ``last.ckpt`` as of its last step.
+    checkpoints leaves ``last.ckpt`` of its last step.
 
     The signal goes to every process of the run (``pkill -USR1 -f vqct-train``) or to one of them. With several
     processes it is looked at every ``every_n_batches`` batches, since they have to agree.

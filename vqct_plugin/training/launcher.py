@@ -19,6 +19,8 @@ from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, l
 from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
 
+__all__ = ["run", "Run"]
+
 #: arguments of the Trainer that this launcher gives itself, and where to set them instead
 OURS = {
     "callbacks": "lightning.callbacks",
@@ -123,12 +125,12 @@ def _locate_run(
     files = [locate_config(file) for file in base]
     if not resume:
         if not files:
-            raise ConfigError("there is no config; give one as base, or a run to resume")
+            raise ConfigError("there is no config; give base=YAML, or resume=RUN to continue a run")
         return logdir / f"{now}_{name or files[0].stem}{postfix}", None, now, files
     if name:
         raise ConfigError(
-            "name and resume exclude each other: a resumed run keeps its folder. To start a new run from a "
-            "checkpoint's weights, give model.params.ckpt_path"
+            f"name={name!r} and resume={str(resume)!r} exclude each other: a resumed run keeps its folder. "
+            "To start a new run from a checkpoint's weights, give model.params.ckpt_path"
         )
     path = Path(resume)
     if path.is_file():
@@ -286,7 +288,9 @@ def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: b
     except FileExistsError as error:
         raise ConfigError(f"there is a run in {folder} already; resume it, or give another name") from error
     except OSError as error:
-        raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another logdir") from error
+        raise ConfigError(
+            f"the log folder {folder} cannot be written: {error}; choose another logdir=FOLDER"
+        ) from error
 
 
 def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder: Path) -> None:
