@@ -81,7 +81,7 @@
     tip.style.transform = `translate(${left > .6 ? "calc(-100% - 14px)" : "14px"}, ${top > .6 ? "calc(-100% - 10px)" : "10px"})`;
     readout.textContent = `row ${Math.floor(cell / columns) + 1}, column ${cell % columns + 1}: ` +
       codes.map((code) => its.words[code]).join(" + ") + `. “${its.words[codes[layer]]}” stands at ${same} of ${alike.length} positions; ` +
-      `by its share of all images on this page it would be ${byChance(layer, codes[layer]).toFixed(1)}.`;
+      `by chance (its share of all images here) it would be ${byChance(layer, codes[layer]).toFixed(1)}.`;
   };
 
   // positions of an image that a code would have if it were as frequent in each

@@ -221,7 +221,8 @@ def fill_space(page: Page, model: ReportedRun, first: int = 0) -> Dict[str, Any]
         find_neighbors(after, part_of_speech, _NEIGHBORS, "euclidean"),
     ]
     distance, counts = measure_moves(before, after), model.figures.counts.numpy()
-    charts, every = [], []
+    charts: List[Dict[str, Any]] = []
+    every: List[Dict[str, Any]] = []
     for i, part in enumerate(model.parts):
         places = np.flatnonzero(part_of_speech == i)
         places = places[np.argsort(-counts[places], kind="stable")][:_ON_MAP]
