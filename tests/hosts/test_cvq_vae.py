@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.conftest import assert_close
 from tests.hosts.pairs import OPTIONS, make_pair
 from vqct_plugin.hosts.cvq_vae import CVQQuantizer
 from vqct_plugin.usage import CodebookUsage
@@ -31,6 +32,6 @@ def test_the_hosts_commitment_cost_weighs_the_commitment():
     z_q, loss, _ = ours(z)
     (gradient,) = torch.autograd.grad(loss, z)
     halves = (z - z_q).detach() * 2 / z[:, :8].numel()  # the parts' means are summed up
-    torch.testing.assert_close(gradient, 0.7 * halves)
-    torch.testing.assert_close(loss, 1.7 * ((z - z_q) ** 2).sum() / z[:, :8].numel())
+    assert_close(gradient, 0.7 * halves)
+    assert_close(loss, 1.7 * ((z - z_q) ** 2).sum() / z[:, :8].numel())
     assert CVQQuantizer(40, 16, prior=ours.prior, legacy=True).legacy  # who writes it has it

@@ -129,8 +129,8 @@ def _patch_fork(host: Host, fork: Fork, revert: bool, dry_run: bool, notes: Sequ
 
 
 def _diff(file: str, before: bytes, after: bytes) -> str:
-    lines = (content.decode("utf-8", "replace").splitlines(keepends=True) for content in (before, after))
-    return "".join(difflib.unified_diff(*lines, f"a/{file}", f"b/{file}"))
+    ours, theirs = (content.decode("utf-8", "replace").splitlines(keepends=True) for content in (before, after))
+    return "".join(difflib.unified_diff(ours, theirs, f"a/{file}", f"b/{file}"))
 
 
 @contextmanager
