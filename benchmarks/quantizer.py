@@ -446,6 +446,7 @@ def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
         for dim in options.dims:
             print(f"{codes:,} codes, D {dim} ({time.perf_counter() - begin:.0f} s) ...", file=sys.stderr, flush=True)
             results["cells"] += measure(prior, dim, options, seconds)
+            keep(results, options.output)
         del prior
         gc.collect()
     results["vqgan"] = of_the_vqgan(options) if options.vqgan or device.type == "cuda" else []
@@ -453,10 +454,17 @@ def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
     results["seconds"] = time.perf_counter() - begin
     kept = "memory kept by the process (--keep-memory)" if results["memory_kept"] else "the system's allocator"
     print(f"{results['machine']}, torch {torch.__version__}, {kept}, {results['seconds']:.0f} s\n\n{report(results)}")
-    if options.output is not None:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    keep(results, options.output)
     return results
+
+
+def keep(results: Dict[str, Any], file: Optional[Path]) -> None:
+    """Write what was measured so far, so that nothing is lost with a run that ends early."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        os.replace(new, file)
 
 
 if __name__ == "__main__":

@@ -149,11 +149,11 @@ def imported(target: Any, option: str, expected: str) -> Callable[..., Any]:
         raise ValueError(f"{option} names {target!r}; expected {expected}")
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{option} names {target!r}, which cannot be imported: {error}; expected {expected}"
         ) from error
     if not callable(found):
         raise ValueError(f"{option} names {target!r}, a {type(found).__name__}; expected {expected}")
-    return found  # type: ignore[no-any-return]
+    return found
