@@ -9,7 +9,8 @@ from vqct_plugin.commands.messages import add_set_flag, show_messages
 DESCRIPTION = """\
 Train a small VQGAN on the photographs of scikit-image twice: with taming's own quantizer, and with nothing but
 model.target changed to vqct_plugin.VQModel. Takes about five minutes on two CPU cores, and uses a GPU if there is one.
-At the end it prints a table and writes a page with held-out photographs and the words of their codes.
+At the end it prints a table and writes a page with held-out photographs and the words of their codes. Interrupted, it
+goes on where it was when it is called again with the same flags.
 """
 TILES = 3  # a photograph of 32 x 32 pixels is hard to see
 
