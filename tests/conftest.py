@@ -33,7 +33,7 @@ def make_prior(sizes=(30, 50), dim=12, n_edges=120, seed=0, parts=None) -> Codeb
     parts = parts or ("adjective", "noun", "verb")[: len(sizes)]
     pos = np.repeat(np.arange(len(sizes)), sizes)
     n = len(pos)
-    # the first few words of each part have the same spelling: orange the colour, orange the fruit
+    # the first few words of each part have the same spelling: orange the color, orange the fruit
     place = np.arange(n) - np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
     words = [f"both{i}" if i < 5 else f"{parts[p]}{i}" for i, p in zip(place, pos)]
     ends = rng.randint(0, max(n - 4, 1), size=(2, 4 * n_edges)) if len(sizes) > 1 else np.zeros((2, 0), dtype=int)

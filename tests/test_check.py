@@ -55,6 +55,7 @@ def test_what_changed_is_what_differs_from_the_branch_it_left(tmp_path):
         ("vqct_plugin/runs/build.py", []),  # has no test file of its name
         ("configs_taming/cub_vqct.yaml", ["tests/runs/test_shipped_configs.py"]),
         ("tools/check.py", ["tests/test_check.py"]),
+        ("vqct_plugin/patches/hosts.json", ["tests/hosts/test_patching.py"]),
         ("README.md", ["tests/test_readme.py"]),
         ("benchmarks/README.md", []),
     ],

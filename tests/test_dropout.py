@@ -27,9 +27,9 @@ def test_the_random_bits_are_uniform_and_uncorrelated():
     assert abs(bits.mean() + 0.5) < 5 * 2**16 / 12**0.5 / 2**10
     histogram = torch.histc(bits, 64, -(2**15), 2**15)
     assert ((histogram - 2**14) ** 2 / 2**14).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi-squared
-    centred = bits - bits.mean()
+    centered = bits - bits.mean()
     for lag in (1, 2, 3, 4, 256):
-        correlation = (centred[lag:] * centred[:-lag]).mean() / centred.pow(2).mean()
+        correlation = (centered[lag:] * centered[:-lag]).mean() / centered.pow(2).mean()
         assert abs(correlation) < 5 / 2**10
 
 

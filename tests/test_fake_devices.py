@@ -84,7 +84,7 @@ with Emulated():
 @torch2
 @pytest.mark.parametrize("training", [True, False])
 def test_shapes_on_the_meta_device(training):
-    """Where there are shapes and no values: what ``torch.device("meta")`` and deferred initialisation use.
+    """Where there are shapes and no values: what ``torch.device("meta")`` and deferred initialization use.
 
     Does not cover any value.
     """

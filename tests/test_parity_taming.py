@@ -34,7 +34,7 @@ def same_bits(a, b):
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("table_scale", [None, 1.0])  # as initialised, where rounding decides many an index
+@pytest.mark.parametrize("table_scale", [None, 1.0])  # as initialized, where rounding decides many an index
 @pytest.mark.parametrize("sane", [False, True])
 @pytest.mark.parametrize("legacy", [True, False])
 def test_values_loss_indices_and_gradients(legacy, sane, table_scale):

@@ -22,7 +22,7 @@ PARTS = ("adjective", "noun")
 
 
 def small(**changes):
-    """red, orange the colour; wheel, orange the fruit."""
+    """red, orange the color; wheel, orange the fruit."""
     values = {
         "words": ["wheel", "red", "orange", "orange"],
         "part_of_speech": [1, 0, 0, 1],
@@ -79,12 +79,12 @@ def test_words_of_one_count_come_in_alphabetical_order():
     assert small(count=[4, 4, 4, 4]).words == ("orange", "red", "orange", "wheel")
 
 
-def test_look_up_and_neighbours():
+def test_look_up_and_neighbors():
     prior = small()
     assert prior.index("red") == 1
     assert (prior.index("orange", "adjective"), prior.index("orange", "noun")) == (0, 3)
-    assert prior.neighbours("wheel") == [("red", "adjective", 7)]
-    assert prior.neighbours("orange", "noun") == [("orange", "adjective", 1)]
+    assert prior.neighbors("wheel") == [("red", "adjective", 7)]
+    assert prior.neighbors("orange", "noun") == [("orange", "adjective", 1)]
     assert "red" in prior
     assert "reed" not in prior
     with pytest.raises(PriorError, match="no word 'reed' in this prior; close to it: red"):
@@ -237,14 +237,14 @@ def within_parts():
 
 def test_edges_within_a_part_are_kept_where_they_are_asked_for(tmp_path):
     prior = within_parts()
-    assert prior.neighbours("wheel") == [("orange", "noun", 6), ("red", "adjective", 2)]
+    assert prior.neighbors("wheel") == [("orange", "noun", 6), ("red", "adjective", 2)]
     prior.save(tmp_path / "p.safetensors")
     loaded = CodebookPrior.load(tmp_path / "p.safetensors")
     assert loaded.edges_within_parts
     assert same(prior, loaded)
     # a release that reads version 1 only says so, and does not find an edge that it thinks is wrong
     assert b'\\"version\\":2' in (tmp_path / "p.safetensors").read_bytes()
-    assert prior.select(2, ["noun"]).neighbours("wheel") == [("orange", "noun", 6)]
+    assert prior.select(2, ["noun"]).neighbors("wheel") == [("orange", "noun", 6)]
     # the same codebook, whether or not more edges would have been allowed
     assert small(edges_within_parts=True).fingerprint == small().fingerprint
     with pytest.raises(PriorError, match="edge 0 ties 'wheel' to itself"):

@@ -112,8 +112,9 @@ def earlier(quantizer):
     state = {k: v for k, v in quantizer.state_dict().items() if not k.startswith(("prior.", "settings"))}
     state["prior_identity"] = torch.tensor(list(json.dumps(identity).encode()), dtype=torch.uint8)
     transfer = quantizer.transfer
-    for name in ("propagated", "neighbours", "offsets", "weights"):
-        state[f"transfer.{name}"] = getattr(transfer, name).clone()
+    graph = {"propagated": "propagated", "neighbours": "neighbors", "offsets": "offsets", "weights": "weights"}
+    for key, name in graph.items():
+        state[f"transfer.{key}"] = getattr(transfer, name).clone()
     return state
 
 

@@ -189,6 +189,7 @@ def test_backward_passes_in_any_order_find_their_masks(order, reentrant):
 @needs_compile
 def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused():
     torch._dynamo.reset()
+    torch.manual_seed(20)  # weights of its own, and so a seed of the masks: those that others drew do not matter
     quantizer = make("two")
     reference = copy.deepcopy(quantizer)
     x = torch.randn(2, 24, 4, 4, requires_grad=True)
@@ -203,7 +204,7 @@ def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused
         compiled = torch.compile(quantizer, backend="aot_eager_decomp_partition")
 
         def train():
-            for _ in range(40):  # whatever numbers other quantizers of this process have reached
+            for _ in range(2):
                 backward_of(checkpointed(lambda x: compiled(x)[:2], x, False))
 
         with pytest.raises(RuntimeError, match="gradient checkpointing computes"):

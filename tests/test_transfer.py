@@ -93,7 +93,7 @@ def test_a_word_of_two_parts_keeps_its_two_codes_and_their_edges():
     prior = CodebookPrior(words, parts, [3, 2, 1], vectors, [[0, 0], [1, 2]], [5, 2])
     codes = GraphTransfer(prior, 4)()
     assert not torch.allclose(codes[prior.index("orange", "adjective")], codes[prior.index("orange", "noun")])
-    assert [n.word for n in prior.neighbours("orange", "adjective")] == ["wheel", "orange"]
+    assert [n.word for n in prior.neighbors("orange", "adjective")] == ["wheel", "orange"]
 
 
 def test_words_without_any_edge_go_alone():
@@ -123,7 +123,7 @@ def test_the_order_of_words_and_edges_changes_nothing(prior):
 
 def test_the_gradient_of_propagating_is_right(prior):
     transfer = GraphTransfer(prior.select(12), 3)
-    fixed = transfer.neighbours, transfer.offsets, transfer.weights.double()
+    fixed = transfer.neighbors, transfer.offsets, transfer.weights.double()
     x = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: Propagate.apply(x, *fixed), (x,))
     assert torch.autograd.gradgradcheck(lambda x: Propagate.apply(x, *fixed), (x,))

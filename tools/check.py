@@ -35,8 +35,11 @@ def find_tests(root: Path, changed: Iterable[str]) -> List[str]:
             found.add(path)
         elif path.suffix == ".py" and path.parts[0] == "vqct_plugin":
             found.add(Path("tests", *path.parts[1:-1], f"test_{path.stem.lstrip('_')}.py"))
+        elif path.parts[:2] == ("vqct_plugin", "patches"):
+            found.add(Path("tests/hosts/test_patching.py"))
         elif path.parts[0] in ("configs_taming", "tools"):
-            found.add(Path("tests/runs/test_shipped_configs.py" if path.suffix == ".yaml" else "tests/test_check.py"))
+            shipped = path.suffix == ".yaml"
+            found.add(Path("tests/runs/test_shipped_configs.py" if shipped else f"tests/test_{path.stem}.py"))
         elif path.name == "README.md" and len(path.parts) == 1:
             found.add(Path("tests/test_readme.py"))
     here = {path.as_posix() for path in found if (root / path).is_file() and path.parts[:2] != ("tests", "gpu")}

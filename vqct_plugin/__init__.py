@@ -6,6 +6,7 @@ Importing this takes numpy and safetensors; whatever needs more (torch for the q
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024.
 """
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "CodebookTransferQuantizer": ("vqct_plugin.quantizer", "CodebookTransferQuantizer"),
-    # the name to write in a patched host's quantizer_config.target
+    # the name to write in a patched host's quantizer_config.target, and in model.target of a taming YAML
     "Quantizer": ("vqct_plugin.quantizer", "CodebookTransferQuantizer"),
     "CodebookUsage": ("vqct_plugin.usage", "CodebookUsage"),
     # the names to write in model.target of a taming YAML
@@ -38,6 +39,23 @@ _WHERE = {
     "ConfigError": ("vqct_plugin.runs.config", "ConfigError"),
     "DataError": ("vqct_plugin.runs.config", "DataError"),
     "CheckpointError": ("vqct_plugin.compat.checkpoints", "CheckpointError"),
+    # what the quantizer asks for where it is given a model's params; for nobody else
+    "_build_model": ("vqct_plugin.hosts.target", "build_model"),
+}
+
+#: names that are looked for here and lie elsewhere
+_ELSEWHERE = {
+    "GumbelTransferQuantizer": "vqct_plugin.gumbel",
+    "VQModelInterface": "vqct_plugin.hosts.latent_diffusion",
+    "LlamaGenQuantizer": "vqct_plugin.hosts.llamagen",
+    "CVQQuantizer": "vqct_plugin.hosts.cvq_vae",
+    "VQGANLCQuantizer": "vqct_plugin.hosts.vqgan_lc",
+    "SimVQQuantizer": "vqct_plugin.hosts.simvq",
+    "for_installed_lightning": "vqct_plugin.compat.lightning",
+    "build_quantizer": "vqct_plugin.hosts.quantizer_config",
+    "PartsGPT": "vqct_plugin.stage_2.transformer",
+    "DataModuleFromConfig": "vqct_plugin.runs.datasets",
+    "ImageLogger": "vqct_plugin.training.callbacks",
 }
 
 __all__ = [
@@ -63,7 +81,13 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         module, attribute = _WHERE[name]
         return getattr(importlib.import_module(module), attribute)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    hint = ""
+    if name in _ELSEWHERE:
+        hint = f"; it is {_ELSEWHERE[name]}.{name}"
+    elif not name.startswith("_"):
+        close = difflib.get_close_matches(name, [*__all__, *_ELSEWHERE], n=2)
+        hint = f"; close to it: {', '.join(f'{_ELSEWHERE.get(n, __name__)}.{n}' for n in close)}" if close else ""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
 
 
 def __dir__() -> List[str]:

@@ -1,4 +1,4 @@
-"""What pictures of words and codes have in common: colours, light and dark, points in a plane with their names."""
+"""What pictures of words and codes have in common: colors, light and dark, points in a plane with their names."""
 
 from contextlib import contextmanager
 from typing import Any, Iterator, List, Sequence, Tuple
@@ -6,14 +6,44 @@ from typing import Any, Iterator, List, Sequence, Tuple
 import numpy as np
 
 # Told apart also by those who do not tell red from green (Okabe and Ito 2008); the second row on a dark ground.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7")
 ON_DARK = ("#F28A46", "#56B4E9", "#2FC79A", "#E39CC6")
-_FEW = 12  # words too few for t-SNE to find a neighbourhood
+# A plane of colors by its corners: from blue to orange one way and from dark to light the other, which those who do not
+# tell red from green see as well as anybody.
+_CORNERS = ("#1A2A9E", "#8F2F00", "#86D0FF", "#FFE066")
+_FEW = 12  # words too few for t-SNE to find a neighborhood
+_BESIDE = (("left", (2, 1)), ("right", (-2, 1)))  # how a label is aligned, and its offset from its point
+_AROUND = 1.0  # pixels kept free around a label
 
 
-def colours(dark: bool = False) -> Tuple[str, ...]:
-    """One colour for each model or part of speech, in order."""
-    return ON_DARK if dark else COLOURS
+def colors(dark: bool = False) -> Tuple[str, ...]:
+    """One color for each model or part of speech, in order."""
+    return ON_DARK if dark else COLORS
+
+
+def color_places(points: np.ndarray) -> np.ndarray:
+    """(n, 2) points -> (n, 3) RGB in [0, 1]: points near each other have like colors.
+
+    Each axis is taken by ranks, so that all of the colors are used, and any two of different places can be told apart
+    without telling red from green.
+    """
+    x, y = (_rank(points[:, i])[:, None] for i in range(2))
+    left, right, upper_left, upper_right = (
+        np.array([int(corner[i : i + 2], 16) for i in (1, 3, 5)]) / 255 for corner in _CORNERS
+    )
+    found: np.ndarray = (1 - y) * ((1 - x) * left + x * right) + y * ((1 - x) * upper_left + x * upper_right)
+    return found
+
+
+def format_colors(rgb: np.ndarray) -> List[str]:
+    """(n, 3) RGB in [0, 1] as ``#rrggbb``."""
+    return ["#" + "".join(f"{round(255 * float(channel)):02x}" for channel in row) for row in rgb]
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """0 for the smallest, 1 for the largest."""
+    ranks: np.ndarray = np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values) - 1, 1)
+    return ranks
 
 
 @contextmanager
@@ -69,7 +99,8 @@ def in_two_dimensions(vectors: np.ndarray, metric: str = "cosine") -> np.ndarray
 
 
 def label_points(axis: Any, words: Sequence[str], size: float = 7) -> List[str]:
-    """Write words beside the points of an axis' first scatter, the first ones first, each where it covers no other.
+    """Write words beside the points of an axis' first scatter, the first ones first, each where it covers no other: to
+    the right of its point, or to the left.
 
     The figure has to have been drawn, so that everything stands where it will. Returns the words that were written.
     """
@@ -80,14 +111,18 @@ def label_points(axis: Any, words: Sequence[str], size: float = 7) -> List[str]:
     for word, place in zip(words, axis.collections[0].get_offsets()):
         text = axis.annotate(word, place, xytext=(2, 1), textcoords="offset points", fontsize=size)
         text.set_in_layout(False)  # none leaves the axis, and hundreds of them would keep the layout busy
-        box = text.get_window_extent(renderer)
-        corners = (box.x0, box.y0, box.x1, box.y1)
-        outside = box.x1 > frame.x1 or box.y1 > frame.y1
-        if outside or any(_overlap(corners, other) for other in taken):
-            text.remove()
+        for side, offset in _BESIDE:
+            text.set_ha(side)
+            text.xyann = offset
+            box = text.get_window_extent(renderer)
+            corners = (box.x0 - _AROUND, box.y0 - _AROUND, box.x1 + _AROUND, box.y1 + _AROUND)
+            inside = box.x0 >= frame.x0 and box.y0 >= frame.y0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
+            if inside and not any(_overlap(corners, other) for other in taken):
+                taken.append(corners)
+                written.append(word)
+                break
         else:
-            taken.append(corners)
-            written.append(word)
+            text.remove()
     return written
 
 

@@ -1,26 +1,83 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what stands in files made fit to be printed."""
 
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Optional
+
+
+class NotAFileError(OSError):
+    """Something other than a regular file stands where a file is to be written: it is left alone."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def printable(text: object, most: int = 300) -> str:
+    """A text that came out of a file or from outside, fit for a terminal: what is not printable is escaped.
+
+    Control characters, marks that change the direction of writing and undecodable bytes become ``\\x1b`` and the like;
+    of what is longer than ``most`` letters only the beginning is shown, and the length named.
+
+    >>> printable("red\\x1b[2J dog")
+    'red\\\\x1b[2J dog'
+    """
+    whole = str(text)
+    begun = whole if len(whole) <= most else whole[: most // 5]
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in begun)
+    return shown if begun == whole else f"{shown}... ({len(whole):,} letters)"
+
+
+def find_target(path: Path) -> Path:
+    """Where a file of this name is to be written: links are followed.
+
+    Raises:
+        NotAFileError: a folder, a device, a pipe or a socket is there, which no file may replace.
+        OSError: it cannot be told what is there, as with links in a circle.
+    """
+    target = Path(os.path.realpath(str(path)))
+    mode = _mode(target)
+    if mode is not None and not stat.S_ISREG(mode):
+        kind = "folder; name a file in it" if stat.S_ISDIR(mode) else f"{_kind(mode)}; only a file can be replaced"
+        raise NotAFileError(errno.EINVAL, f"{printable(path)} is a {kind}")
+    return target
+
+
+def _mode(path: Path) -> Optional[int]:
+    try:
+        return os.stat(str(path)).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _kind(mode: int) -> str:
+    kinds = ((stat.S_ISCHR, "device"), (stat.S_ISBLK, "device"), (stat.S_ISFIFO, "pipe"), (stat.S_ISSOCK, "socket"))
+    return next((kind for is_it, kind in kinds if is_it(mode)), "special file")
 
 
 def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
     """Write aside, then move: a reader sees the old file or the new one, never a part.
 
     Where the system has files without a name (Linux), not even a process killed on the way leaves anything behind.
+    Links are followed, and a file that is replaced keeps its permissions.
 
     Raises:
+        NotAFileError: a folder, a device or the like is there; it is never replaced.
         FileExistsError: a file is there, and not ``overwrite``.
         OSError: it cannot be written.
     """
-    if not overwrite and path.exists():
+    path = find_target(path)
+    mode = _mode(path)
+    if not overwrite and mode is not None:
         raise FileExistsError(str(path))
-    if not _written_without_a_name(path, data, overwrite):
-        _written_beside(path, data, overwrite)
+    mode = None if mode is None else stat.S_IMODE(mode)
+    if not _written_without_a_name(path, data, overwrite, mode):
+        _written_beside(path, data, overwrite, mode)
 
 
-def _written_without_a_name(path: Path, data: bytes, overwrite: bool) -> bool:
+def _written_without_a_name(path: Path, data: bytes, overwrite: bool, mode: Optional[int]) -> bool:
     """Whether it worked; it does not on other systems and on some network file systems."""
     if not hasattr(os, "O_TMPFILE"):
         return False
@@ -32,6 +89,8 @@ def _written_without_a_name(path: Path, data: bytes, overwrite: bool) -> bool:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+        if mode is not None:
+            os.fchmod(file.fileno(), mode)
         source = f"/proc/self/fd/{file.fileno()}"
         name = path if not overwrite else path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -51,14 +110,16 @@ def _written_without_a_name(path: Path, data: bytes, overwrite: bool) -> bool:
     return True
 
 
-def _written_beside(path: Path, data: bytes, overwrite: bool) -> None:
+def _written_beside(path: Path, data: bytes, overwrite: bool, mode: Optional[int]) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=str(path.parent))
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are private; ours are shared as other files are
+        os.chmod(
+            name, 0o666 & ~_umask() if mode is None else mode
+        )  # mkstemp's files are private; ours are shared as other files are
         if overwrite:
             os.replace(name, str(path))
         else:

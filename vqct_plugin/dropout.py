@@ -190,25 +190,27 @@ def seed_from(weights: Tensor) -> Tensor:
 )
 def kept(seed: Tensor, draw: Tensor, number: int, dropped: int) -> Tensor:
     """(number,) bool: which elements stay, when ``dropped`` of 2^16 go."""
-    _refuse_new_mask_in_backward(draw)
+    _refuse_new_mask_in_backward(draw, (draw.device, number, int(seed) if draw.device.type == "cpu" else None))
     return random_16_bits(number, seed, draw) >= dropped - 2**15
 
 
-_LATEST: Dict[torch.device, Tensor] = {}  # the highest number of a mask that a forward pass drew
+# The highest number of a mask that a forward pass drew, by what tells one quantizer from another: its device, its size,
+# and its seed where the host need not wait for it.
+_LATEST: Dict[Tuple[torch.device, int, Optional[int]], Tensor] = {}
 _COMPILED_INSIDE = (
     "gradient checkpointing computes a compiled quantizer again, which then draws another dropout mask; compile the "
     "checkpointed part as a whole, or leave the quantizer out of one of the two"
 )
 
 
-def _refuse_new_mask_in_backward(draw: Tensor) -> None:
+def _refuse_new_mask_in_backward(draw: Tensor, whose: Tuple[torch.device, int, Optional[int]]) -> None:
     """A mask in a backward pass repeats one of a forward pass, unless a compiled forward pass is run again whole: its
     graph cannot ask whether it is being repeated, and counts on."""
     if is_fake(draw) or is_capturing(draw.device):
         return
-    latest = _LATEST.get(draw.device)
+    latest = _LATEST.get(whose)
     if not in_backward():
-        _LATEST[draw.device] = draw.clone() if latest is None else torch.max(latest, draw)
+        _LATEST[whose] = draw.clone() if latest is None else torch.max(latest, draw)
     elif latest is not None:
         _ERRORS.unless(draw <= latest, _COMPILED_INSIDE, RuntimeError)
 

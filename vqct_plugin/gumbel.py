@@ -15,6 +15,8 @@ from vqct_plugin._torch import at_least_float32, eager_before_2_4, without_autoc
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.transfer import TransferLike
 
+__all__ = ["GumbelTransferQuantizer"]
+
 
 class GumbelTransferQuantizer(TransferredCodebook):
     """Codes drawn by a categorical head for each part of speech, in place of taming's ``GumbelQuantize``.
@@ -24,12 +26,12 @@ class GumbelTransferQuantizer(TransferredCodebook):
     one's gradient. The loss is the KL divergence of each head's distribution to the uniform one, summed over parts.
 
     Args:
-        n_e, e_dim: as of :class:`vqct_plugin.CodebookTransferQuantizer`.
+        n_e, e_dim: as for :class:`vqct_plugin.CodebookTransferQuantizer`.
         straight_through: while training, draw one code; False: mix the codes by the soft one-hot vector, as in taming
             only while training.
         kl_weight: the weight of the KL divergence.
         temp_init: the temperature until somebody sets ``temperature`` (a host's ``temperature_scheduler_config``).
-        prior, parts_of_speech, transfer, dropout, edge_weight: as of :class:`vqct_plugin.CodebookTransferQuantizer`.
+        prior, parts_of_speech, transfer, dropout, edge_weight: as for :class:`vqct_plugin.CodebookTransferQuantizer`.
 
     Attributes:
         temperature: of the Gumbel-softmax; hosts set it at each step.

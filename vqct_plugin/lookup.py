@@ -16,6 +16,8 @@ from torch import Tensor
 from vqct_plugin._operators import operator
 from vqct_plugin._torch import at_least_float32, exact_float32_products, tracing, transformed, without_autocast
 
+__all__ = ["nearest"]
+
 # On a CPU a tile's scores stay in the cache between the product and the search for its minima; 2 MB and 16 MB.
 _TILE_SCORES = {"cpu": 1 << 19, "other": 1 << 22}
 _TILE_CODES = {"cpu": 2048, "other": 8192}
@@ -28,7 +30,8 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
     """The k nearest codes of each vector by squared Euclidean distance, the nearest first.
 
     Distances are computed in float32 (in float64 where an argument has it), whatever autocast or TF32 say. Codes whose
-    computed distances are equal come lowest index first, as ``argmin`` has it. The host does not wait for a device.
+    computed distances are equal come lowest index first, as ``argmin`` has it; equal codes may be rounded apart, where
+    a matrix product adds up a block's last columns in another order. The host does not wait for a device.
 
     Args:
         z: (N, D) floating point, finite.

@@ -1,7 +1,7 @@
 """The word prior: which words the codes are, their vectors, and which adjective stands before which noun.
 
 Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantized Image Modeling*, CVPR 2024, the
-section on the part-of-speech prior. A code is a (word, part of speech) pair: ``orange`` the colour and ``orange`` the
+section on the part-of-speech prior. A code is a (word, part of speech) pair: ``orange`` the color and ``orange`` the
 fruit are two codes. The file is one ``.safetensors``; data is never code, and every array is checked on loading.
 
 This file is long: a prior, its file and the checks of both are one contract, read together.
@@ -20,7 +20,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
-from vqct_plugin._files import write_whole
+from vqct_plugin._files import NotAFileError, printable, write_whole
+
+__all__ = ["CodebookPrior", "Neighbor", "PriorError"]
 
 FORMAT = "vqct_prior"
 VERSION = 1
@@ -36,6 +38,8 @@ _FILE_DTYPES = {
     "edge_count": ("I64",),
 }
 _CACHES = ("_fingerprint_cache", "_index_cache")
+_MOST_PROVENANCE = 100_000  # values; a record of where words come from, which a person may read
+_MANY_VALUES = f"provenance holds more than {_MOST_PROVENANCE:,} values; it is a short record of where words come from"
 _LARGEST_COUNT = 2**53  # sums of counts stay exact, also as float64
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -45,7 +49,7 @@ class PriorError(ValueError):
     """A prior, or the file it should come from, is not what it has to be."""
 
 
-class Neighbour(NamedTuple):
+class Neighbor(NamedTuple):
     """A word tied to another by an edge, and how often the two stood side by side."""
 
     word: str
@@ -86,8 +90,8 @@ class CodebookPrior:
     ('orange', 'wheel', 'orange')
     >>> prior.index("orange", "noun")
     2
-    >>> prior.neighbours("wheel", "noun")
-    [Neighbour(word='orange', part='adjective', count=3)]
+    >>> prior.neighbors("wheel", "noun")
+    [Neighbor(word='orange', part='adjective', count=3)]
     """
 
     words: Tuple[str, ...]
@@ -122,6 +126,7 @@ class CodebookPrior:
             raise PriorError(f"edges_within_parts is {self.edges_within_parts!r}; expected True or False")
         _refuse_edges(words, part_of_speech, parts, edges, self.edges_within_parts)
         _refuse_duplicates(words, part_of_speech, parts)
+        _refuse_many_values(self.provenance)
         try:
             provenance = json.loads(_canonical_json(dict(self.provenance)))
         except (TypeError, ValueError, RecursionError) as error:
@@ -184,7 +189,7 @@ class CodebookPrior:
     def describe(self) -> str:
         """One line that tells this prior from others: words per part, language model, fingerprint."""
         sizes = " + ".join(f"{number:,} {part}" for part, number in self.sizes.items())
-        model = self.provenance.get("language_model", "an unnamed language model")
+        model = printable(self.provenance.get("language_model", "an unnamed language model"), 100)
         return f"{sizes}, vectors ({self.vectors.shape[1]}) of {model}, {self.fingerprint[:12]}"
 
     def index(self, word: str, part: Optional[str] = None) -> int:
@@ -205,13 +210,13 @@ class CodebookPrior:
     def __contains__(self, word: object) -> bool:
         return word in self._index
 
-    def neighbours(self, word: str, part: Optional[str] = None) -> List[Neighbour]:
+    def neighbors(self, word: str, part: Optional[str] = None) -> List[Neighbor]:
         """The words tied to one by an edge, the most frequent pair first."""
         here = self.index(word, part)
         ends = np.concatenate([self.edges[1][self.edges[0] == here], self.edges[0][self.edges[1] == here]])
         counts = np.concatenate([self.edge_count[self.edges[0] == here], self.edge_count[self.edges[1] == here]])
         order = sorted(range(len(ends)), key=lambda i: (-counts[i], ends[i]))
-        return [Neighbour(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order]
+        return [Neighbor(self.words[ends[i]], self.parts[self.part_of_speech[ends[i]]], int(counts[i])) for i in order]
 
     def select(
         self, n_e: Union[int, Mapping[str, int]], parts_of_speech: Optional[Sequence[str]] = None
@@ -259,6 +264,8 @@ class CodebookPrior:
             write_whole(path, data, overwrite)
         except FileExistsError:
             raise PriorError(f"{path} exists; pass overwrite=True to replace it") from None
+        except NotAFileError as error:
+            raise PriorError(str(error)) from error
         except OSError as error:
             raise PriorError(f"could not write the prior to {path}: {error}") from error
 
@@ -273,9 +280,10 @@ class CodebookPrior:
             raise PriorError(f"the prior is {path!r}; expected a path, or 'default' for the one in the package")
         try:
             file = DEFAULT_FILE if os.fspath(path) == "default" else Path(path)
-        except TypeError as error:  # a path of bytes
-            raise PriorError(f"the prior is {path!r}; expected a path of letters, not of bytes") from error
-        named = _shortened(str(file))
+        except Exception as error:  # a path of bytes, or an object that fails to say which path it is
+            what = f"of type {type(path).__name__}"
+            raise PriorError(f"the prior is {what}; expected a path of letters, not of bytes") from error
+        named = printable(file)
         try:
             mode = os.stat(str(file)).st_mode
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -289,13 +297,17 @@ class CodebookPrior:
         try:
             header, arrays = _read(file)
         except PriorError as error:
-            raise PriorError(f"{file}: {error}") from error
+            raise PriorError(f"{named}: {printable(error, 1500)}") from error
         except Exception as error:  # safetensors and its header may fail in any way over a damaged file
-            raise PriorError(f"{file} is not a readable safetensors file: {type(error).__name__}: {error}") from error
+            why = f"{type(error).__name__}: {printable(error, 1500)}"
+            raise PriorError(f"{named} is not a readable safetensors file: {why}") from error
         try:
             return cls.from_header(header, arrays)
         except PriorError as error:
-            raise PriorError(f"{file}: {error}") from error
+            raise PriorError(f"{named}: {printable(error, 1500)}") from error
+        except Exception as error:  # memory that is not there, a value that no check foresaw
+            why = f"{type(error).__name__}: {printable(error, 1500)}"
+            raise PriorError(f"{named} holds what makes no prior: {why}") from error
 
     @property
     def _index(self) -> Dict[str, Tuple[int, ...]]:
@@ -384,17 +396,24 @@ class CodebookPrior:
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors writes raw memory
 
 
-def _shortened(text: str, most: int = 300) -> str:
-    """For a message: the text itself, or its beginning if it is too long to be the name of anything."""
-    return text if len(text) <= most else f"{text[:60]}... ({len(text):,} letters)"
-
-
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _refuse_many_values(provenance: Any) -> None:
+    """Before they are sorted and written, which takes seconds for a million. Values in values are counted too."""
+    waiting, seen = [provenance], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, (dict, list, tuple)):
+            seen += len(value)
+            if seen > _MOST_PROVENANCE:
+                raise PriorError(_MANY_VALUES)
+            waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _checked_names(names: Any, what: str) -> Tuple[str, ...]:
@@ -492,6 +511,8 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
         metadata = opened.metadata() or {}
         if FORMAT not in metadata:
             raise PriorError(f"a safetensors file, but not a prior: its metadata has no {FORMAT!r}")
+        if metadata[FORMAT].count('":') > 2 * _MOST_PROVENANCE:  # the keys, counted before a million are made
+            raise PriorError(_MANY_VALUES)
         header = _checked_header(_parsed(metadata[FORMAT]))
         arrays = {}
         present = list(opened.keys())

@@ -4,23 +4,44 @@ Source: Zhang et al., *Codebook Transfer with Part-of-Speech for Vector-Quantize
 interface is that of ``taming.modules.vqvae.quantize.VectorQuantizer2``.
 """
 
-from typing import Any, List, Mapping, Optional, Sequence, Tuple, Union
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, compiling, eager_before_2_4, tracing, transformed, without_autocast
+from vqct_plugin._torch import (
+    at_least_float32,
+    compiling,
+    eager_before_2_4,
+    is_fake,
+    tracing,
+    transformed,
+    without_autocast,
+)
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
+from vqct_plugin.fused import Quantize
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
-from vqct_plugin.table import Table, mean_of
+from vqct_plugin.table import mean_of
+from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, straight_through
 from vqct_plugin.transfer import TransferLike
 
-__all__ = ["CodebookTransferQuantizer", "PriorLike", "Quantized", "Slice", "Table"]
+__all__ = ["CodebookTransferQuantizer"]
 
 Quantized = Tuple[Tensor, Tensor, Tuple[None, None, Tensor]]
+
+
+class _SignatureOfInit:
+    """``inspect.signature`` of a class is that of its ``__init__``, which its ``__new__`` would hide."""
+
+    def __get__(self, instance: Any, owner: Any) -> inspect.Signature:
+        if instance is not None:
+            raise AttributeError("__signature__")  # that of an instance is its __call__'s
+        signature = inspect.signature(owner.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 class CodebookTransferQuantizer(TransferredCodebook):
@@ -55,6 +76,10 @@ class CodebookTransferQuantizer(TransferredCodebook):
         l2_normalize: codes and the slices of z are scaled to length 1 first, so that the nearest is the one of the
             highest cosine, as several hosts with few channels have it. The mean of several codes is not scaled again.
         channels_last: z is (B, H, W, e_dim), or a sequence (B, L, e_dim), and z_q likewise.
+        gradient: how z_q's gradient reaches z: ``"straight_through"`` or ``"rotation"``, see :mod:`vqct_plugin.terms`;
+            or a function of your own, in a YAML ``package.module.function``.
+        loss_terms: further terms of the loss with their weights, beside the two of ``beta``: a mapping from
+            ``package.module.function``, or a name in :data:`vqct_plugin.terms.LOSS_TERMS`, to a number.
 
     Attributes:
         n_e, e_dim: the true number of codes, and of channels.
@@ -72,6 +97,26 @@ class CodebookTransferQuantizer(TransferredCodebook):
     >>> quantizer.eval().get_codebook_entry(indices, (2, 4, 4, 64)).shape
     torch.Size([2, 64, 4, 4])
     """
+
+    #: arguments of a host's model: given any of them, the class gives that model, with this quantizer in it
+    OF_A_MODEL: ClassVar[FrozenSet[str]] = frozenset(
+        ("ddconfig", "lossconfig", "n_embed", "embed_dim", "transformer_config", "first_stage_config")
+    )
+
+    if not TYPE_CHECKING:  # type checkers need __init__ alone
+        __signature__ = _SignatureOfInit()
+
+        def __new__(cls, *args, **arguments):
+            """The quantizer; or a host's model, for ``model.target: vqct_plugin.Quantizer`` with the model's params.
+
+            A launcher calls what ``target`` names with ``params``, and this is the only place that sees both. The core
+            knows no host: the package's door does.
+            """
+            if cls is CodebookTransferQuantizer and not cls.OF_A_MODEL.isdisjoint(arguments):
+                import vqct_plugin
+
+                return vqct_plugin._build_model(arguments)
+            return super().__new__(cls)
 
     def __init__(
         self,
@@ -91,10 +136,13 @@ class CodebookTransferQuantizer(TransferredCodebook):
         edge_weight: str = "count",
         l2_normalize: bool = False,
         channels_last: bool = False,
+        gradient: GradientLike = "straight_through",
+        loss_terms: LossTermsLike = None,
     ) -> None:
         if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
             raise ValueError(f"beta is {beta!r}; expected a number of 0 or more, such as 0.25")
         check_flag("legacy", legacy)
+        its_gradient, its_terms = gradient_of(gradient), loss_terms_of(loss_terms)
         super().__init__(
             n_e,
             e_dim,
@@ -107,12 +155,21 @@ class CodebookTransferQuantizer(TransferredCodebook):
             sane_index_shape=sane_index_shape,
             l2_normalize=l2_normalize,
             channels_last=channels_last,
-            others={"beta": beta, "legacy": legacy, "unknown_index": unknown_index},
+            others={
+                "beta": beta,
+                "legacy": legacy,
+                "unknown_index": unknown_index,
+                "gradient": name_of(its_gradient),
+                "loss_terms": {term.name: term.weight for term in its_terms},
+            },
         )
         self.beta = beta
         self.legacy = legacy
+        self._gradient = its_gradient
+        self._terms = its_terms
+        self._plain = its_gradient is straight_through and not its_terms and not l2_normalize
         # A learned table with one part is VectorQuantizer2, and then it is to the last bit.
-        self._as_taming = transfer == "table" and self.tokens_per_position == 1 and not l2_normalize
+        self._as_taming = transfer == "table" and self.tokens_per_position == 1 and self._plain
         self.remap = remap
         self.unknown_index = unknown_index
         self.re_embed = self.n_e
@@ -137,42 +194,54 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
-        z_q, commitment, codebook, chosen = self._quantized(z)
+        z_q, commitment, codebook, more, chosen = self._quantized(z)
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
-        return z_q, loss, (None, None, self._laid_out(chosen, z))
+        return z_q, loss if more is None else loss + more, (None, None, self._laid_out(chosen, z))
 
-    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z_q, the sums over the parts of ``mean((sg(q) - z)^2)`` and ``mean((q - sg(z))^2)``, indices (N, T)."""
+    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
+        there are any, and indices (N, T)."""
         fingerprint = self._check_input(z)
         codes = self._codes_in_use(fingerprint=fingerprint)
+        with without_autocast(z.device):
+            if self._one_by_one(z):
+                return self._quantized_one_by_one(z, codes)
+            z_q, commitment, codebook, chosen = Quantize.apply(z.contiguous(), codes, self.slices, self.channels_last)
+            return z_q, commitment, codebook, None, chosen
+
+    def _one_by_one(self, z: Tensor) -> bool:
+        """Whether the operations come one by one, each with its own gradient: where they differ from
+        :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
+        return self._as_taming or not self._plain or compiling() or tracing() or transformed() or is_fake(z)
+
+    def _quantized_one_by_one(
+        self, z: Tensor, codes: Tensor
+    ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        more: Optional[Tensor] = None
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized: List[Tensor] = []
         chosen: List[Tensor] = []
-        with without_autocast(z.device):
-            rows = at_least_float32((z if self.channels_last else z.movedim(1, -1)).contiguous())
-            # One slice goes without chunk and cat: so the gradient has the strides it has in VectorQuantizer2, and the
-            # convolution before it adds up its bias in the same order, to the last bit.
-            slices = [rows] if len(self.slices) == 1 else rows.chunk(len(self.slices), dim=-1)
-            for s, vectors in zip(self.slices, slices):
-                if self.l2_normalize:
-                    vectors = F.normalize(vectors, dim=-1)
-                indices = self._nearest(vectors.reshape(-1, vectors.shape[-1]), codes, s)
-                q = mean_of(codes, indices).view(vectors.shape)
-                moved_vectors, moved_codes = self._errors_of(q, vectors)
-                commitment = commitment + moved_vectors
-                codebook = codebook + moved_codes
-                quantized.append(self._straight_through(vectors, q) if self._by_vectors() else q.detach())
-                chosen.append(indices)
-            z_q = quantized[0] if len(quantized) == 1 else torch.cat(quantized, dim=-1)
-            z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
-        if not self._by_vectors():
-            z_q = StraightThrough.apply(z, z_q)
-        return z_q, commitment, codebook, torch.cat(chosen, dim=1)
-
-    def _by_vectors(self) -> bool:
-        """Whether the gradient goes straight through each slice's vectors, rather than through the map as a whole:
-        where they are not the map's own, and where the operations are fused or written down anyway."""
-        return self._as_taming or self.l2_normalize or compiling() or tracing() or transformed()
+        rows = at_least_float32((z if self.channels_last else z.movedim(1, -1)).contiguous())
+        # One slice goes without chunk and cat: so the gradient has the strides it has in VectorQuantizer2, and the
+        # convolution before it adds up its bias in the same order, to the last bit.
+        slices = [rows] if len(self.slices) == 1 else rows.chunk(len(self.slices), dim=-1)
+        for s, vectors in zip(self.slices, slices):
+            if self.l2_normalize:
+                vectors = F.normalize(vectors, dim=-1)
+            flat = vectors.reshape(-1, vectors.shape[-1])
+            indices = self._nearest(flat, codes, s)
+            q = mean_of(codes, indices).view(vectors.shape)
+            moved_vectors, moved_codes = self._errors_of(q, vectors)
+            commitment = commitment + moved_vectors
+            codebook = codebook + moved_codes
+            for term in self._terms:
+                share = term.of(flat, codes[s.first : s.last], indices - s.first)
+                more = share if more is None else more + share
+            quantized.append(self._passing_gradient(vectors, q))
+            chosen.append(indices)
+        z_q = quantized[0] if len(quantized) == 1 else torch.cat(quantized, dim=-1)
+        z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
+        return z_q, commitment, codebook, more, torch.cat(chosen, dim=1)
 
     def _nearest(self, vectors: Tensor, codes: Tensor, s: Slice) -> Tensor:
         """(N, topk) indices into the whole codebook."""
@@ -191,11 +260,14 @@ class CodebookTransferQuantizer(TransferredCodebook):
             return commitment, commitment  # one number
         return commitment, F.mse_loss(q, vectors.detach())
 
-    def _straight_through(self, vectors: Tensor, q: Tensor) -> Tensor:
+    def _passing_gradient(self, vectors: Tensor, q: Tensor) -> Tensor:
         if self._as_taming:
             return vectors + (q - vectors).detach()
-        # The value is q to the last bit, so that indices decode to exactly what forward gave; a NaN stays one.
-        return (vectors - vectors.detach()) + q.detach()
+        z_q = self._gradient(vectors, q.detach())
+        if not isinstance(z_q, Tensor) or z_q.shape != q.shape:
+            got = tuple(z_q.shape) if isinstance(z_q, Tensor) else type(z_q).__name__
+            raise ValueError(f"gradient {name_of(self._gradient)} returned {got}; expected z_q, {tuple(q.shape)}")
+        return z_q
 
     def _laid_out(self, chosen: Tensor, z: Tensor) -> Tensor:
         """Indices (N, T) as the caller gets them."""
@@ -233,15 +305,3 @@ class CodebookTransferQuantizer(TransferredCodebook):
     def extra_repr(self) -> str:
         slices = ", ".join(f"{s.name}: {s.last - s.first} codes, topk {s.topk}" for s in self.slices)
         return f"n_e={self.n_e}, e_dim={self.e_dim}, beta={self.beta}, legacy={self.legacy}, {slices}"
-
-
-class StraightThrough(torch.autograd.Function):
-    """``z + (z_q - z).detach()``, and its value is z_q to the last bit."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, z_q: Tensor) -> Tensor:
-        return z_q
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tuple[Tensor, None]:
-        return gradient, None

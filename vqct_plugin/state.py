@@ -21,9 +21,12 @@ from torch import Tensor
 
 from vqct_plugin.prior import CodebookPrior, PriorError
 
+__all__ = ["prior_in"]
+
 ARRAYS = ("vectors", "part_of_speech", "count", "edges", "edge_count")
 #: settings that make another codebook, or another meaning of its indices, out of the same weights
 _DECIDING = ("parts_of_speech", "topk", "transfer", "edge_weight", "l2_normalize")
+#: keys as they were written then, hence the spelling
 _EARLIER = ("transfer.propagated", "transfer.neighbours", "transfer.offsets", "transfer.weights", "transfer.vectors")
 
 

@@ -8,7 +8,6 @@ them, and the quantizer's state holds the prior they come from, once.
 """
 
 import functools
-import importlib
 from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type, Union
 
 import numpy as np
@@ -20,6 +19,9 @@ from torch import Tensor
 from vqct_plugin._torch import at_least_float32, transformed
 from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
+from vqct_plugin.terms import imported
+
+__all__ = ["ModuleTransfer"]
 
 EDGE_WEIGHTS = ("count", "binary", "log")
 
@@ -71,7 +73,7 @@ class GraphTransfer(Transfer):
     """
 
     propagated: Tensor
-    neighbours: Tensor
+    neighbors: Tensor
     offsets: Tensor
     weights: Tensor
 
@@ -79,10 +81,10 @@ class GraphTransfer(Transfer):
         super().__init__()
         if edge_weight not in EDGE_WEIGHTS:
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")
-        neighbours, offsets, weights = _normalized_adjacency(prior, edge_weight)
+        neighbors, offsets, weights = _normalized_adjacency(prior, edge_weight)
         vectors = torch.tensor(prior.vectors.astype(np.float32), device="cpu")
-        self.hold("propagated", _propagate_rows(vectors, neighbours, offsets, weights))  # A~ X
-        self.hold("neighbours", neighbours)
+        self.hold("propagated", _propagate_rows(vectors, neighbors, offsets, weights))  # A~ X
+        self.hold("neighbors", neighbors)
         self.hold("offsets", offsets)
         self.hold("weights", weights)
         self.layer1 = nn.Linear(prior.vectors.shape[1], code_dim)
@@ -97,7 +99,7 @@ class GraphTransfer(Transfer):
         hidden = torch.relu(_linear(self.layer1, self.constant("propagated", first)))
         if dropout:
             hidden = self.dropout(hidden, first, fingerprint)
-        rows = self.constant("neighbours", first), self.constant("offsets", first), self.constant("weights", first)
+        rows = self.constant("neighbors", first), self.constant("offsets", first), self.constant("weights", first)
         return _linear(self.layer2, propagate(hidden, *rows))
 
 
@@ -230,24 +232,18 @@ def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
     target, params = config.get("target"), config.get("params") or {}
     if not isinstance(target, str) or not isinstance(params, Mapping) or set(config) - {"target", "params"}:
         raise ValueError(f"transfer is {dict(config)!r}; expected {{target: package.module.Class, params: {{...}}}}")
-    module, _, name = target.rpartition(".")
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"transfer names {target!r}, which cannot be imported: {error}; expected {_EXPECTED}"
-        ) from error
+    made = imported(target, "transfer", _EXPECTED)
     return functools.partial(made, **params)
 
 
-def propagate(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+def propagate(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """``A~ · x`` (n, D) for the symmetric A~ in compressed rows."""
     weights = weights.to(x.dtype)
     # torch.func differentiates neither an autograd function of ours nor embedding_bag, and MPS lacks the latter
     if transformed() or x.device.type == "mps":
         rows = torch.repeat_interleave(torch.arange(len(x), device=x.device), (offsets[1:] - offsets[:-1]).long())
-        return torch.zeros_like(x).index_add(0, rows, weights.unsqueeze(1) * x[neighbours.long()])
-    return Propagate.apply(x, neighbours, offsets, weights)
+        return torch.zeros_like(x).index_add(0, rows, weights.unsqueeze(1) * x[neighbors.long()])
+    return Propagate.apply(x, neighbors, offsets, weights)
 
 
 class Propagate(torch.autograd.Function):
@@ -258,22 +254,22 @@ class Propagate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(neighbours, offsets, weights)
-        return _propagate_rows(x, neighbours, offsets, weights)
+    def forward(ctx: Any, x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(neighbors, offsets, weights)
+        return _propagate_rows(x, neighbors, offsets, weights)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Any, ...]:
-        neighbours, offsets, weights = ctx.saved_tensors
-        return Propagate.apply(gradient.contiguous(), neighbours, offsets, weights), None, None, None
+        neighbors, offsets, weights = ctx.saved_tensors
+        return Propagate.apply(gradient.contiguous(), neighbors, offsets, weights), None, None, None
 
 
-def _propagate_rows(x: Tensor, neighbours: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(neighbours, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+def _propagate_rows(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    return F.embedding_bag(neighbors, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tensor, Tensor, Tensor]:
-    """A~ as compressed rows: neighbours (nnz,) and offsets (n + 1,) int32, weights (nnz,) float32."""
+    """A~ as compressed rows: neighbors (nnz,) and offsets (n + 1,) int32, weights (nnz,) float32."""
     n = len(prior)
     count = prior.edge_count.astype(np.float64)
     weight = {"count": count, "binary": np.ones_like(count), "log": 1 + np.log(count)}[edge_weight]
@@ -285,8 +281,8 @@ def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tenso
     order = np.lexsort((column, row))
     offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=n))])
     index = np.int32 if hasattr(torch, "compile") else np.int64  # 32 bits are served since torch 1.8
-    neighbours, ends = column[order].astype(index), offsets.astype(index)
-    return torch.from_numpy(neighbours), torch.from_numpy(ends), torch.from_numpy(value[order].astype(np.float32))
+    neighbors, ends = column[order].astype(index), offsets.astype(index)
+    return torch.from_numpy(neighbors), torch.from_numpy(ends), torch.from_numpy(value[order].astype(np.float32))
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

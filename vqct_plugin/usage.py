@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vqct_plugin.table import check_range
 
+__all__ = ["CodebookUsage", "PartUsage"]
+
 
 class PartUsage(NamedTuple):
     """How one part's codes were used.

@@ -51,17 +51,9 @@ def save_llama(folder):
 
 def save_t5(folder):
     """Unigram pieces, an unknown one, a sentence ends with </s>; an encoder and a decoder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import T5Config, T5Model
 
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    special = ["<pad>", "</s>", "<unk>"]
-    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
-    _train(tokenizer, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
-    )
+    tokenizer = _unigram()
     config = T5Config(
         vocab_size=tokenizer.get_vocab_size(), d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2,
         decoder_start_token_id=0,
@@ -101,6 +93,35 @@ def save_clip(folder, text_only=False):
     return _save(folder, CLIPModel, config, tokenizer, **names)
 
 
+def save_siglip(folder, text_only=False):
+    """Unigram pieces, a sentence ends with </s>; encodings are of 24 places, the last of which tells."""
+    from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipTextModel
+
+    tokenizer = _unigram()
+    text = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "max_position_embeddings": 24, "projection_size": 8,
+        "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1,
+    }  # fmt: skip
+    names = {"unk_token": "<unk>", "pad_token": "</s>", "eos_token": "</s>"}
+    if text_only:
+        return _save(folder, SiglipTextModel, SiglipTextConfig(**text), tokenizer, **names)
+    vision = {
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8,
+        "patch_size": 4,
+    }  # fmt: skip
+    return _save(folder, SiglipModel, SiglipConfig(text_config=text, vision_config=vision), tokenizer, **names)
+
+
+def save_t5encoder(folder):
+    """T5's encoder by itself, as text-to-image models come with it."""
+    from transformers import T5Config, T5EncoderModel
+
+    tokenizer = _unigram()
+    config = T5Config(vocab_size=tokenizer.get_vocab_size(), d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
+    return _save(folder, T5EncoderModel, config, tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
+
+
 def save_vit(folder):
     """A model of images, without a tokenizer."""
     from transformers import ViTConfig, ViTModel
@@ -110,6 +131,20 @@ def save_vit(folder):
     )
     ViTModel(config).save_pretrained(folder)
     return str(folder)
+
+
+def _unigram():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=special, unk_token="<unk>", show_progress=False)
+    _train(tokenizer, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", tokenizer.token_to_id("</s>"))]
+    )
+    return tokenizer
 
 
 def _train(tokenizer, trainer):

@@ -1,3 +1,6 @@
+import os
+import stat
+
 import numpy as np
 import pytest
 
@@ -33,8 +36,8 @@ def test_the_counts_become_codes_and_edges(tiny_bert):
     assert prior.words == ("red", "black", "dog", "red", "cat")
     assert prior.part_of_speech.tolist() == [0, 0, 1, 1, 1]
     assert prior.count.tolist() == [3, 1, 3, 3, 1]
-    assert prior.neighbours("red", "adjective") == [("dog", "noun", 2), ("cat", "noun", 1)]
-    assert prior.neighbours("red", "noun") == [("black", "adjective", 1)]
+    assert prior.neighbors("red", "adjective") == [("dog", "noun", 2), ("cat", "noun", 1)]
+    assert prior.neighbors("red", "noun") == [("black", "adjective", 1)]
     np.testing.assert_array_equal(prior.vectors, embeddings(prior.words)[0])
     assert prior.provenance["language_model"] == "tiny-bert"
     assert prior.provenance["vectors"]["dim"] == 8
@@ -117,6 +120,32 @@ def test_an_existing_output_is_refused_before_any_work(captions, tmp_path):
 
 
 @pytest.mark.usefixtures("nltk_data")
+def test_force_replaces_files_only(captions, tiny_bert, tmp_path):
+    os.mkfifo(str(tmp_path / "pipe"))
+    (tmp_path / "link").symlink_to("pipe")
+    for name in ("pipe", "link"):
+        for what in ("output", "picture"):
+            places = {"output": tmp_path / "p.safetensors", what: tmp_path / name}
+            if what == "picture":
+                (tmp_path / f"{name}.png").symlink_to("pipe")
+                places[what] = tmp_path / f"{name}.png"
+            with pytest.raises(BuildError, match=r"is a pipe; only a file can be replaced"):
+                build_prior(tiny_bert, [captions], min_count=0, force=True, **places)
+    assert stat.S_ISFIFO(os.lstat(str(tmp_path / "pipe")).st_mode)
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "prior").write_bytes(b"old")
+    (real / "prior").chmod(0o640)
+    (tmp_path / "to_prior").symlink_to(os.path.join("real", "prior"))
+    with pytest.raises(BuildError, match="to_prior exists; pass force=True"):
+        build_prior(tiny_bert, [captions], tmp_path / "to_prior", min_count=0)
+    build_prior(tiny_bert, [captions], tmp_path / "to_prior", min_count=0, force=True)
+    assert (tmp_path / "to_prior").is_symlink()
+    assert len(CodebookPrior.load(real / "prior")) > 0
+    assert stat.S_IMODE((real / "prior").stat().st_mode) == 0o640
+
+
+@pytest.mark.usefixtures("nltk_data")
 def test_force_replaces_and_a_failure_on_the_way_leaves_the_old_file(captions, tiny_bert, tmp_path):
     output = tmp_path / "prior.safetensors"
     output.write_text("mine")
@@ -169,7 +198,7 @@ def test_without_captions_the_words_are_the_models_and_the_edges_the_glosses(tin
     report = build_prior(tiny_bert)
     assert report.prior.words == ("black", "red", "on", "dog", "cat", "grass", "snow", "black", "red", "run")
     assert report.prior.count.tolist() == [1, 1, 0, 2, 1, 1, 1, 0, 0, 0]  # words that no gloss has are codes too
-    assert report.prior.neighbours("dog", "noun") == [("red", "adjective", 1)]
+    assert report.prior.neighbors("dog", "noun") == [("red", "adjective", 1)]
     assert report.prior.provenance["words"] == "model"
     assert report.prior.provenance["min_count"] is None
     assert "definitions and examples" in str(report)
@@ -279,7 +308,7 @@ def test_more_parts_of_speech_have_codes_and_edges(tmp_path, tiny_bert):
     prior = build_prior(tiny_bert, [path], min_count=0, parts=["noun", "adjective", "verb"]).prior
     assert prior.parts == ("noun", "adjective", "verb")
     assert prior.sizes == {"noun": 3, "adjective": 2, "verb": 1}
-    assert {edge.word for edge in prior.neighbours("run", "verb")} == {"dog", "cat"}
+    assert {edge.word for edge in prior.neighbors("run", "verb")} == {"dog", "cat"}
     assert "noun right before verb" in prior.provenance["edges"]
 
 

@@ -213,6 +213,37 @@ def test_a_cluster_without_workers_is_told_of(nltk_data):
             count_captions([Lines(["a dog"])], scheduler=empty.scheduler_address)
 
 
+@pytest.mark.parametrize(
+    ("lost", "sentence"),
+    [("workers", "has no workers any more"), ("scheduler", "does not answer any more|cannot be reached any more")],
+)
+def test_a_cluster_that_is_lost_on_the_way_is_told_of(nltk_data, monkeypatch, lost, sentence):
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(counting, "_BATCH", 20)
+    monkeypatch.setattr(counting, "_LOOK", 0.5)
+    monkeypatch.setattr(counting, "_PATIENCE", 1.5)
+    options = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+    with distributed.LocalCluster(**options) as cluster:
+        merge, done = counting.WordCounts.merge, []
+
+        def lose(self, other):
+            if not done:
+                done.append(time.monotonic())
+                if lost == "workers":
+                    cluster.scale(0)
+                    while cluster.scheduler.workers:
+                        time.sleep(0.05)
+                else:
+                    cluster.close()
+            return merge(self, other)
+
+        monkeypatch.setattr(counting.WordCounts, "merge", lose)
+        with pytest.raises(BuildError, match=rf"the Dask scheduler at .* ({sentence}), and the captions are not all"):
+            count_captions([Lines(["a red dog"] * 2_000)], scheduler=cluster.scheduler_address)
+        assert done
+        assert time.monotonic() - done[0] < 50
+
+
 def test_a_dask_worker_with_another_nltk_is_refused():
     with pytest.raises(BuildError, match=r"this Dask worker has NLTK .*, the command has 3\.0"):
         counting._count_on_dask(["a dog"], ("noun",), "3.0")

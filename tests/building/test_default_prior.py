@@ -80,7 +80,7 @@ def test_words_of_like_things_have_vectors_alike(prior, word, near, far):
     assert min(cosine(prior, word, other) for other in near) > max(cosine(prior, word, other) for other in far)
 
 
-def test_the_nearest_of_orange_are_colours_and_of_beak_parts_of_animals(prior):
+def test_the_nearest_of_orange_are_colors_and_of_beak_parts_of_animals(prior):
     common = prior.select(4096)  # rarer words have many pieces, and are near to what is spelled like them
 
     def nearest(word):
@@ -100,9 +100,9 @@ def test_any_common_config_fits(prior):
 
 
 def test_adjectives_stand_before_the_nouns_they_describe(prior):
-    assert prior.neighbours("grass", "noun")[0] == ("green", "adjective", 167)
-    assert prior.neighbours("striped", "adjective")[0] == ("shirt", "noun", 61)
-    assert {edge.word for edge in prior.neighbours("dog", "noun")[:3]} == {"black", "brown", "white"}
+    assert prior.neighbors("grass", "noun")[0] == ("green", "adjective", 167)
+    assert prior.neighbors("striped", "adjective")[0] == ("shirt", "noun", 61)
+    assert {edge.word for edge in prior.neighbors("dog", "noun")[:3]} == {"black", "brown", "white"}
 
 
 def test_the_1024_commonest_are_words_of_things_seen(prior):

@@ -48,7 +48,7 @@ def test_codes_vectors_counts_and_edges_are_those_of_the_file(tmp_path, dtype, p
     expected = np.arange(24.0).reshape(4, 6)[[0, 1, 3, 2]]
     np.testing.assert_array_equal(prior.vectors, expected)
     assert prior.vectors.dtype == (np.float16 if dtype == torch.float16 else np.float32)
-    assert prior.neighbours("wheel", "noun") == [("red", "adjective", 2), ("orange", "adjective", 1)]
+    assert prior.neighbors("wheel", "noun") == [("red", "adjective", 2), ("orange", "adjective", 1)]
     assert prior.provenance["edges_left_out"] == 2
     assert prior.provenance["language_model"] == "openai/clip-vit-base-patch32"
 
@@ -120,13 +120,13 @@ def test_the_authors_edges_by_hand(tmp_path):
     content["adj_noun_edges"] += [("orange", "orange"), ("wheel", "orange"), ("orange", "red"), ("red", "red")]
     path = pickled(tmp_path, content)
     prior = import_prior(path, authors_edges=True)
-    assert prior.neighbours("orange", "adjective") == []
-    assert prior.neighbours("orange", "noun") == [("wheel", "noun", 2), ("red", "adjective", 1)]
-    assert prior.neighbours("red") == [("wheel", "noun", 2), ("orange", "noun", 1)]
+    assert prior.neighbors("orange", "adjective") == []
+    assert prior.neighbors("orange", "noun") == [("wheel", "noun", 2), ("red", "adjective", 1)]
+    assert prior.neighbors("red") == [("wheel", "noun", 2), ("orange", "noun", 1)]
     assert (prior.provenance["edges_left_out"], prior.provenance["loops_left_out"]) == (2, 2)
     assert "authors' module" in prior.provenance["edges"]
     ours = import_prior(path)
-    assert ours.neighbours("orange", "adjective") == [("wheel", "noun", 1), ("orange", "noun", 1)]
+    assert ours.neighbors("orange", "adjective") == [("wheel", "noun", 1), ("orange", "noun", 1)]
     assert ours.provenance["edges_left_out"] == 5
     assert not ours.edges_within_parts
 
@@ -269,4 +269,4 @@ def test_the_command_says_what_is_in_it_and_where_it_went(tmp_path, capsys, monk
     theirs = pickled(tmp_path, changed(adj_noun_edges=[("orange", "wheel"), ("orange", "orange")]))
     assert main([str(theirs), "--authors-edges", "--output", "theirs.safetensors"]) == 0
     assert "of a noun with itself left out (as GCNConv does): 1 occurrences" in capsys.readouterr().out
-    assert CodebookPrior.load("theirs.safetensors").neighbours("orange", "noun") == [("wheel", "noun", 1)]
+    assert CodebookPrior.load("theirs.safetensors").neighbors("orange", "noun") == [("wheel", "noun", 1)]

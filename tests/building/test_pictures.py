@@ -27,8 +27,8 @@ def test_words_alike_are_near_each_other_on_the_map():
     prior = CodebookPrior.load(DEFAULT_FILE).select({"adjective": 200, "noun": 1})
     points = in_two_dimensions(prior.vectors[:200])
     apart = np.linalg.norm(points[:, None] - points[None], axis=-1)
-    colours = [prior.index(word, "adjective") for word in ("red", "blue", "yellow", "green", "black", "white")]
-    assert apart[np.ix_(colours, colours)].mean() < 0.6 * apart.mean()
+    colors = [prior.index(word, "adjective") for word in ("red", "blue", "yellow", "green", "black", "white")]
+    assert apart[np.ix_(colors, colors)].mean() < 0.6 * apart.mean()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 11, 12, 40])
@@ -45,7 +45,7 @@ def test_the_distributions_are_the_priors():
         of_part = np.flatnonzero(prior.part_of_speech == number)
         seen = counts.lines[number].get_ydata().tolist()
         assert seen == sorted((int(c) for c in prior.count[of_part] if c), reverse=True)
-        tied = [len(prior.neighbours(prior.words[i], part)) for i in of_part]
+        tied = [len(prior.neighbors(prior.words[i], part)) for i in of_part]
         assert degrees.lines[number].get_ydata().tolist() == sorted((d for d in tied if d), reverse=True)
 
 

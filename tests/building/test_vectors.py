@@ -230,8 +230,8 @@ def test_batches_of_prompts_differ_in_the_last_digits_at_most(minilm):
 
 def test_a_prompt_of_ones_own_replaces_the_authors(minilm):
     model = LanguageModel(minilm)
-    own = PromptEncodings(model, {"noun": "the colour of a {} is red"})
-    assert own.prompts["noun"] == "the colour of a {} is red"
+    own = PromptEncodings(model, {"noun": "the color of a {} is red"})
+    assert own.prompts["noun"] == "the color of a {} is red"
     assert own.prompts["adjective"] == "a photo of {} object"
     assert np.abs(own(["dog"], ["noun"])[0] - PromptEncodings(model)(["dog"], ["noun"])[0]).max() > 1e-2
 

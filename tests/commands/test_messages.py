@@ -10,7 +10,7 @@ import pytest
 from vqct_plugin.commands import messages
 from vqct_plugin.commands.messages import name_flags
 
-COMMANDS = ("build_prior", "evaluate", "import_prior", "patch", "report", "sample")
+COMMANDS = ("build_prior", "evaluate", "import_prior", "patch", "report", "sample", "train", "demo")
 
 
 def test_the_examples_in_the_docstrings_run():
@@ -22,8 +22,12 @@ def test_flags_are_spelled_with_hyphens_and_alike_in_all_commands(command):
     parser = importlib.import_module(f"vqct_plugin.commands.{command}").make_parser()
     flags = {flag: action for action in parser._actions for flag in action.option_strings}
     assert all(re.fullmatch(r"--[a-z]+(-[a-z]+)*|-[a-z]", flag) for flag in flags)
-    for short, long in (("-o", "--output"), ("-f", "--force"), ("-b", "--base")):
+    shorts = [("-o", "--output"), ("-b", "--base"), ("-q", "--quiet")]
+    shorts.append(("-f", "--postfix" if command == "train" else "--force"))  # taming's own
+    for short, long in shorts:
         assert flags.get(short) is flags.get(long)
+    if "--base" in flags:
+        assert "vqct:NAME" in flags["--base"].help
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,16 @@ def test_the_trainers_arguments_are_read_as_yaml():
     )  # fmt: skip
 
 
+def test_messages_name_the_flags(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("pytorch_lightning")
+    pytest.importorskip("taming")
+    monkeypatch.chdir(tmp_path)
+    assert command.main([]) == 1
+    assert "vqct-train: there is no config; give --base YAML, or --resume RUN" in capsys.readouterr().err
+    assert command.main(["-b", "a.yaml", "-n", "x", "-r", "logs/y"]) == 1
+    assert "vqct-train: --name x and --resume logs/y exclude each other" in capsys.readouterr().err
+
+
 def test_a_word_that_is_neither_is_refused(tmp_path):
     pytest.importorskip("taming")
     done = vqct_train(tmp_path, "-b", write(tmp_path), "-t", "maybe", check=False)

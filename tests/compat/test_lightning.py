@@ -11,9 +11,9 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.compat.test_taming_imports import ROOT, python
 from tests.hosts.toy import BY_HAND, dd_config, fit, images, make_trainer, params, vqct_params
-from vqct_plugin.compat.lightning import lightning_version
+from vqct_plugin.compat.lightning import for_installed_lightning, lightning_version
 from vqct_plugin.compat.taming_imports import import_taming
-from vqct_plugin.hosts.taming import VQModel, for_installed_lightning
+from vqct_plugin.hosts.taming import VQModel
 
 vqgan = import_taming()
 Stock = for_installed_lightning(vqgan.VQModel)

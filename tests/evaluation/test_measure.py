@@ -44,7 +44,7 @@ def model():
 
 def test_the_example_runs():
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0
-    assert list(MEASURES) == ["images", "inception"]
+    assert "misses" not in MEASURES
 
 
 def test_its_figures_are_everywhere(model, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 pytest.importorskip("pytorch_lightning", minversion="2.0", reason="vqct-train is for Lightning 2")
 pytest.importorskip("taming", reason="taming-transformers is not installed")
@@ -17,61 +16,18 @@ pytest.importorskip("skimage", reason="the photographs are scikit-image's")
 import torch
 from PIL import Image
 
-from tests.runs.tiny import config
+from tests.evaluation.conftest import quick
 from vqct_plugin.commands.evaluate import main
 from vqct_plugin.evaluation import images as measured_images
 from vqct_plugin.evaluation import shards
 from vqct_plugin.evaluation.figures import evaluate
-from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.tables import list_notes
 from vqct_plugin.evaluation.weights import INCEPTION, VGG
 from vqct_plugin.runs.build import build_validation_set
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import load_run
-from vqct_plugin.training.launcher import run
 
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Folders of a stock and a VQCT run of three steps; and no weights of other networks anywhere."""
-    folder = tmp_path_factory.mktemp("runs")
-    found = {}
-    for name, target, options in (
-        ("stock", "taming.models.vqgan.VQModel", {}),
-        ("vqct", "vqct_plugin.VQModel", {"topk": 2}),
-    ):
-        whole = config(target, **options)
-        whole["data"]["params"]["validation"]["params"]["size"] = 48
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(whole))
-        trainer = {"max_steps": 3, "limit_val_batches": 1}
-        found[name] = run([folder / f"{name}.yaml"], trainer=trainer, logdir=folder / "logs", test=False).folder
-    return found
-
-
-@pytest.fixture(autouse=True)
-def _no_weights(tmp_path, monkeypatch):
-    monkeypatch.delenv("VQCT_WEIGHTS", raising=False)
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"), raising=False)
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """A folder of 14 real images of several sizes."""
-    from vqct_plugin.runs.photographs import FILES, _read
-
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for i, name in enumerate(FILES):
-        image = Image.fromarray(_read(name))
-        image.crop((0, 0, 70 + i, 64)).save(folder / f"{i}.png")
-        image.crop((100, 50, 180, 120 + i)).convert("L").save(folder / f"gray{i}.jpg")
-    for i in range(2):
-        (folder / f"{i}.png").unlink()
-    return folder
-
-
-def quick(runs, output, **settings):
-    return evaluate_runs(runs, output, progress=False, **settings)
+pytestmark = pytest.mark.usefixtures("no_weights")
 
 
 def test_the_figures_are_those_of_the_whole_set_at_once(trained, tmp_path):

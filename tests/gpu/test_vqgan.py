@@ -96,6 +96,6 @@ def test_a_patched_host_trains_a_vqgan_of_full_size(device, size, rehearsal):
 
 def test_the_demo_in_short(device, rehearsal, tmp_path):
     """Stock and VQCT for a few steps, and the page of both."""
-    wings.command(wings.DEMO, "--output", tmp_path / "demo", "--max_steps", 2 if rehearsal else 50, folder=tmp_path)
+    wings.command(wings.DEMO, "--output", tmp_path / "demo", "--max-steps", 2 if rehearsal else 50, folder=tmp_path)
     assert list((tmp_path / "demo").glob("*/table.md"))
     assert list((tmp_path / "demo").glob("*/report/*.html"))

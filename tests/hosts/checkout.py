@@ -19,7 +19,7 @@ elif main == "unrelated":
 
 from tests.hosts.toy import fit, images, vqct_params  # noqa: E402
 from vqct_plugin import VQModel  # noqa: E402
-from vqct_plugin.hosts.taming import for_installed_lightning  # noqa: E402
+from vqct_plugin.compat.lightning import for_installed_lightning  # noqa: E402
 
 host = sys.modules["taming.models.vqgan"]
 assert host.__file__.startswith(root), host.__file__

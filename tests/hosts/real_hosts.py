@@ -97,6 +97,12 @@ class LatentDiffusion(Taming):
         )[0]
 
 
+class LatentDiffusionShipped(LatentDiffusion):
+    """With taming's loss, as the host's own configs of first stages have it, which takes no predicted_indices."""
+
+    loss, extra = Taming.loss, Taming.extra
+
+
 class LatentDiffusionUnpatched(LatentDiffusion):
     """``vqct_plugin.hosts.latent_diffusion`` on the untouched checkout, with the host's EMA."""
 
@@ -137,8 +143,16 @@ class SeedVoken(Taming):
             "target": "src.IBQ.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
             "params": {"disc_start": 100, "disc_num_layers": 1, "gen_loss_weight": 0.1, "lecam_loss_weight": 0.05},
         }
-        options = {"use_entropy_loss": quantizer_config is None, "use_ema": True, **options}
-        return IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **options)
+        options = {"use_entropy_loss": quantizer_config is None, "use_ema": True, "beta": 0.2, **options}
+        if quantizer_config is not None:
+            options["l2_normalize"] = True
+            with contextlib.suppress(ValueError):
+                IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **{**options, "use_entropy_loss": True})
+                raise AssertionError("use_entropy_loss is ignored")
+        model = IBQ(DDCONFIG, loss, N_EMBED, EMBED_DIM, **given, **options)
+        assert model.quantize.beta == 0.2
+        assert quantizer_config is None or model.quantize.l2_normalize
+        return model
 
     def steps(self, model, number):
         losses = super().steps(model, number)
@@ -227,7 +241,7 @@ class VqganLc:
 
         args = argparse.Namespace(
             stage=1, embed_dim=EMBED_DIM, rate_p=1.0, rate_q=1.0, rate_d=0.1, disc_start=100, quantizer_type="org",
-            tuning_codebook=-1, n_vision_words=N_EMBED, use_cblinear=0,
+            tuning_codebook=-1, n_vision_words=N_EMBED, use_cblinear=int(quantizer_config is not None),
         )  # fmt: skip
         given = {} if quantizer_config is None else {"quantizer_config": plain_config(quantizer_config)}
         model = VQModel(args=args, ddconfig=DDCONFIG, embed_dim=EMBED_DIM, **given)
@@ -235,8 +249,9 @@ class VqganLc:
         return model
 
     def steps(self, model, number):
-        # the lists of training_vqgan.py, which read tok_embeddings.parameters()
+        # the lists of training_vqgan.py, with its README's use_cblinear 1: all that they name, and nothing unused
         parts = ("encoder", "decoder", "tok_embeddings", "quant_conv", "post_quant_conv")
+        parts += ("codebook_projection",) * self.args.use_cblinear
         parameters = [parameter for part in parts for parameter in getattr(model, part).parameters()]
         optimizers = [torch.optim.Adam(p, lr=1e-3) for p in (parameters, model.discriminator.parameters())]
         losses = []
@@ -271,7 +286,10 @@ class CvqVae:
         from modules import Model
 
         given = {} if quantizer_config is None else {"quantizer_config": quantizer_config}
-        return Model(3, 32, 1, 8, N_EMBED, EMBED_DIM, 0.25, "l2", "closest", False, False, **given)
+        model = Model(3, 32, 1, 8, N_EMBED, EMBED_DIM, 0.3, "l2", "closest", False, False, **given)
+        assert model._vq_vae.beta == 0.3
+        assert quantizer_config is None or not model._vq_vae.legacy  # it weighs the commitment, as its own does
+        return model
 
     def steps(self, model, number):
         x, optimizer, losses = images(), torch.optim.Adam(model.parameters(), lr=1e-3), []
@@ -299,6 +317,7 @@ HOSTS = {
     "taming-transformers": Taming,
     "taming-transformers-rom1504": Taming,
     "latent-diffusion": LatentDiffusion,
+    "latent-diffusion-shipped": LatentDiffusionShipped,
     "latent-diffusion-unpatched": LatentDiffusionUnpatched,
     "SEED-Voken": SeedVoken,
     "LlamaGen": LlamaGen,

@@ -10,8 +10,10 @@ pytest.importorskip("taming", reason="taming-transformers is not installed")
 
 from tests.conftest import make_prior
 from tests.hosts.toy import params, vqct_params
+from vqct_plugin.compat.checkpoints import CheckpointError
+from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
-from vqct_plugin.hosts.taming import CheckpointError, VQModel, for_installed_lightning
+from vqct_plugin.hosts.taming import VQModel
 from vqct_plugin.prior import PriorError
 
 vqgan = import_taming()

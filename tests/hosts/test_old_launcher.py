@@ -15,7 +15,8 @@ from tests.hosts.toy import BY_HAND
 
 
 @pytest.mark.skipif(BY_HAND, reason="taming's launcher needs Lightning 1.0; vqct-train runs its YAML here")
-def test_tamings_launcher_trains_with_our_target(tmp_path):
+@pytest.mark.parametrize("target", ["vqct_plugin.VQModel", "vqct_plugin.Quantizer"])
+def test_tamings_launcher_trains_with_our_target(tmp_path, target):
     omegaconf = pytest.importorskip("omegaconf")
     numpy = pytest.importorskip("numpy")
     image = pytest.importorskip("PIL.Image")
@@ -37,7 +38,7 @@ def test_tamings_launcher_trains_with_our_target(tmp_path):
     config = {
         "model": {
             "base_learning_rate": 1e-4,
-            "target": "vqct_plugin.VQModel",
+            "target": target,
             "params": {
                 "embed_dim": 16, "n_embed": 40, "prior": "prior.safetensors",
                 "ddconfig": {

@@ -1,7 +1,9 @@
 """``vqct-patch`` on a copy of the installed wheel; on the other hosts' real checkouts in test_real_hosts.py."""
 
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ taming = pytest.importorskip("taming", reason="taming-transformers is not instal
 from tests.conftest import ROOT, make_prior  # noqa: E402
 from vqct_plugin.commands.patch import main  # noqa: E402
 from vqct_plugin.hosts.patching import PATCHES, PatchError, list_hosts, patch_host  # noqa: E402
+from vqct_plugin.hosts.quantizer_config import refuse_unpatched  # noqa: E402
+from vqct_plugin.quantizer import CodebookTransferQuantizer  # noqa: E402
 
 FILE = "taming/models/vqgan.py"
 
@@ -67,6 +71,12 @@ def test_windows_line_ends_are_kept(wheel):
     assert file.read_bytes() == with_crlf
 
 
+def test_the_target_of_every_host_is_a_quantizer_of_ours():
+    for host in list_hosts():
+        module, _, name = host.target.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), name), CodebookTransferQuantizer)
+
+
 def test_a_dry_run_changes_nothing(wheel, capsys):
     before = files_of(wheel)
     assert main([str(wheel), "--dry-run"]) == 0
@@ -89,16 +99,116 @@ def refused(folder, sentence, capsys, *flags):
 def test_twice_and_back_twice_are_refused(wheel, capsys):
     refused(wheel, "is not patched", capsys, "--revert")
     patch_host(wheel)
-    refused(wheel, "is patched already; revert takes it back", capsys)
+    refused(wheel, "is patched already; pass --revert to remove the patch", capsys)
 
 
-@pytest.mark.parametrize("flags", [[], ["--revert"]])
-def test_a_file_changed_by_its_owner_is_refused(wheel, capsys, flags):
-    if flags:
+def test_a_fork_is_patched_where_git_apply_finds_the_place_and_had_back(wheel, capsys):
+    file = wheel / FILE
+    file.write_text("# a fork\n\n\n" + file.read_text() + "# mine\n")
+    before = files_of(wheel)
+    assert main([str(wheel)]) == 0
+    told = capsys.readouterr().out
+    assert f"note: {FILE}: not as in commit 78bf165; the patch went in by `git apply`" in told
+    assert "build_quantizer(" in file.read_text()
+    refused(wheel, "is patched already", capsys)
+    assert main([str(wheel), "--revert"]) == 0
+    assert files_of(wheel) == before
+    capsys.readouterr()
+    refused(wheel, "is not patched", capsys, "--revert")
+
+
+def test_a_part_that_finds_no_place_is_named_and_nothing_is_changed(wheel, capsys):
+    file = wheel / FILE
+    file.write_text(file.read_text().replace("post_quant_conv = torch.nn.Conv2d(", "post_quant_conv = Conv("))
+    refused(wheel, "the patch does not fit: 1 of its 2 parts find no place", capsys)
+    with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
-    with (wheel / FILE).open("a") as file:
-        file.write("# mine\n")
-    refused(wheel, f"{FILE} is neither as in the commit nor as patched", capsys, *flags)
+    refused(wheel, "cannot be taken out of them", capsys, "--revert")
+
+
+def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
+    """The constructor's arguments find a place in another class; the line that uses them does not know them there."""
+    file = wheel / FILE
+    text = file.read_text()
+    signature = "                 sane_index_shape=False,  # tell vector quantizer to return indices as bhw\n"
+    assert text.count(signature) >= 1
+    head, tail = text.split(signature, 1)
+    decoy = "class Other:\n    def __init__(self,\n" + signature + "                 ):\n        pass\n\n\n"
+    cut = head.index("class VQModel")
+    file.write_text(head[:cut] + decoy + head[cut:] + signature.rstrip() + " or not\n" + tail)
+    refused(wheel, "__init__ would use quantizer_config, which is none of its arguments", capsys)
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monkeypatch, capsys, ends):
+    """What stands around a place has changed, but not the place itself."""
+
+    def git(*words):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.autocrlf=false"]
+        done = subprocess.run(["git", *who, *words], cwd=str(wheel), check=True, stdout=subprocess.PIPE)
+        return done.stdout.decode().strip()
+
+    git("init", "-q")
+    git("add", FILE)
+    git("commit", "-q", "-m", "theirs")
+    commit = git("rev-parse", "HEAD")
+    hosts = [host._replace(commit=commit) for host in list_hosts()]
+    monkeypatch.setattr("vqct_plugin.hosts.patching.list_hosts", lambda: hosts)
+    file = wheel / FILE
+    text = file.read_text()
+    place = text.index("        self.post_quant_conv = torch.nn.Conv2d(embed_dim")
+    insert = "        # a line of the fork's\n" * 3
+    mine = ("import os\n" + text[:place] + insert + text[place:]).replace("\n", ends)
+    file.write_bytes(mine.encode())
+    result = patch_host(wheel)
+    assert "by a three-way merge" in result.notes[0]
+    assert "+            self.quantize = build_quantizer(" in result.diff
+    patched = file.read_bytes().decode()
+    assert "build_quantizer(" in patched
+    assert insert.replace("\n", ends) in patched
+    assert patched.count("\n") == patched.count(ends)
+    file.write_text(text.replace("self.post_quant_conv = torch.nn.Conv2d(", "self.post_quant_conv = Conv("))
+    refused(wheel, "a three-way merge with commit", capsys)
+
+
+def test_a_checkout_beside_the_installed_wheel_is_warned_of(wheel, tmp_path, monkeypatch, capsys):
+    """Python takes the wheel, wherever the checkout lies; and who trains the wheel all the same is told both."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(str(wheel), str(checkout))
+    (checkout / "taming" / "__init__.py").unlink()
+    monkeypatch.setattr(sys, "path", [str(checkout), str(wheel)])
+    assert main([str(checkout), "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert f"note: this Python has the wheel taming-transformers-rom1504 in {wheel}" in told
+    assert main([str(wheel), "--dry-run"]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
+def test_an_unpatched_wheel_before_a_patched_checkout_is_named_with_it(tmp_path, monkeypatch):
+    """A host of its own name, so that nothing has to be imported anew."""
+    for place in ("wheel", "checkout"):
+        (tmp_path / place / "some_host" / "models").mkdir(parents=True)
+        (tmp_path / place / "some_host" / "models" / "vqgan.py").write_text("class VQModel:\n    pass\n")
+    (tmp_path / "wheel" / "some_host" / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "checkout"), str(tmp_path / "wheel"), *sys.path])
+    model = importlib.import_module("some_host.models.vqgan").VQModel
+    file, checkout = tmp_path / "wheel" / "some_host" / "models" / "vqgan.py", tmp_path / "checkout"
+    assert sys.modules[model.__module__].__file__ == str(file)  # as Python has it
+    sentence = f"comes from {file}, which is not patched. {checkout} has such a file too, which it hides"
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        refuse_unpatched(model)
+    assert f"run `vqct-patch {tmp_path / 'wheel'}`" in str(caught.value)
+    (checkout / "some_host" / "models" / "vqgan.py").unlink()
+    with pytest.raises(ValueError, match=r"which is not patched\. To have it, run"):
+        refuse_unpatched(model)
+    refuse_unpatched(type("Patched", (), {"__init__": lambda self, quantizer_config=None: None}))
+
+
+def test_a_reader_that_has_read_enough_is_no_error(wheel):
+    command = f"{sys.executable} -m vqct_plugin.commands.patch {wheel} --dry-run | true"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=environment, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_an_unknown_folder_is_refused(tmp_path, capsys):
@@ -143,7 +253,7 @@ def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_p
 
 
 def test_every_patch_is_of_the_files_its_host_lists_and_pins_a_commit():
-    assert len(list_hosts()) == 7
+    assert {host.name for host in list_hosts()} == {path.parent.name for path in PATCHES.glob("*/quantizer.patch")}
     for host in list_hosts():
         text = host.patch.read_text()
         assert [line[6:] for line in text.splitlines() if line.startswith("+++ b/")] == list(host.files)

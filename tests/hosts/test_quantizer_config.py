@@ -1,10 +1,20 @@
+import copy
+import inspect
 import json
+import pickle
 
 import pytest
 import torch
 
 from tests.conftest import make_prior
-from vqct_plugin.hosts.quantizer_config import build_quantizer
+from vqct_plugin.hosts.quantizer_config import (
+    ADAPTERS,
+    MODEL_OPTIONS,
+    accept_indices,
+    build_quantizer,
+    take_model_options,
+    with_host_options,
+)
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 TARGET = "vqct_plugin.Quantizer"
@@ -107,5 +117,116 @@ def test_a_file_that_is_not_there_or_no_yaml_is_refused(tmp_path):
 
 
 def test_an_argument_that_the_target_does_not_take_is_its_own_error():
-    with pytest.raises(TypeError, match="colour"):
-        build_quantizer({"target": TARGET, "params": {"colour": 1}}, n_e=16, e_dim=8)
+    with pytest.raises(TypeError, match="color"):
+        build_quantizer({"target": TARGET, "params": {"color": 1}}, n_e=16, e_dim=8)
+
+
+def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
+    options = {
+        "prior": prior, "n_embed": {"adjective": 10, "noun": 20}, "embed_dim": 16, "beta": 0.5, "legacy": False,
+        "unknown_index": "extra", "sane_index_shape": True, "parts_of_speech": ["adjective", "noun"], "topk": 2,
+        "transfer": "graph", "dropout": 0.1, "edge_weight": "log", "l2_normalize": True, "channels_last": True,
+        "remap": None, "gradient": "rotation", "loss_terms": None,
+    }  # fmt: skip
+    taken = {*inspect.signature(CodebookTransferQuantizer).parameters} - {"n_e", "e_dim"}
+    assert taken <= set(options)
+    quantizer = build_quantizer({"target": TARGET, "params": options}, n_e=40, e_dim=16, beta=0.25)
+    assert (quantizer.n_e, quantizer.e_dim, quantizer.beta, quantizer.topk) == (30, 16, 0.5, 2)
+    with pytest.raises(ValueError, match="has both n_embed and n_e, which are the same"):
+        build_quantizer({"target": TARGET, "params": {"n_e": 3, "n_embed": 3}}, e_dim=16)
+    with pytest.raises(ValueError, match="has embed_dim 32, and the host 16"):
+        build_quantizer({"target": TARGET, "params": {"embed_dim": 32}}, n_e=40, e_dim=16)
+
+
+@pytest.mark.parametrize("name", MODEL_OPTIONS)
+def test_an_option_of_the_model_says_whose_it_is_and_vqct_train_takes_it(name):
+    config = {"target": TARGET, "params": {name: 1, "topk": 2}}
+    with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is of the model"):
+        build_quantizer(config, n_e=16, e_dim=8)
+    assert take_model_options(config) == ({"target": TARGET, "params": {"topk": 2}}, {name: 1})
+    assert take_model_options("quantizer.yaml") == ("quantizer.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("top_k", "takes no argument 'top_k'; close to it: topk"),
+        ("n_embd", "close to it: n_embed"),
+        ("parts_of_speach", "close to it: parts_of_speech"),
+        ("xyzzy", "it takes n_e, e_dim, beta"),
+    ],
+)
+@pytest.mark.parametrize("target", [TARGET, "vqct_plugin.hosts.llamagen.LlamaGenQuantizer"])
+def test_a_mistyped_option_is_refused_with_those_that_are_close(word, sentence, target):
+    with pytest.raises(TypeError, match=sentence):
+        build_quantizer({"target": target, "params": {word: 1}}, n_e=16, e_dim=8)
+
+
+@pytest.mark.parametrize("host", ADAPTERS)
+def test_a_wrong_adapter_is_said_when_the_model_is_built(host):
+    for_taming = {"n_e": 16, "e_dim": 8, "remap": None, "sane_index_shape": False}
+    with pytest.raises(ValueError, match=f"returns what {host} reads; this host needs vqct_plugin.Quantizer"):
+        build_quantizer({"target": ADAPTERS[host]}, **for_taming)
+    with pytest.raises(ValueError, match=f"returns what taming's own quantizer returns; {host} needs {ADAPTERS[host]}"):
+        build_quantizer({"target": TARGET}, for_host=host, n_e=16, e_dim=8)
+    assert build_quantizer({"target": ADAPTERS[host]}, for_host=host, n_e=16, e_dim=8).n_e == 16
+
+
+def test_a_model_or_a_gumbel_head_is_no_quantizer_for_a_host():
+    pytest.importorskip("taming")
+    pytest.importorskip("pytorch_lightning")
+    with pytest.raises(
+        ValueError, match=r"names the target vqct_plugin\.VQModel, which is a whole model; expected vqct"
+    ):
+        build_quantizer({"target": "vqct_plugin.VQModel"}, n_e=16, e_dim=8)
+    with pytest.raises(TypeError, match=r"takes no beta, which the host gives .* vqct_plugin\.GumbelVQ"):
+        build_quantizer({"target": "vqct_plugin.gumbel.GumbelTransferQuantizer"}, n_e=16, e_dim=8, beta=0.25)
+
+
+class Mine(torch.nn.Module):
+    """A user's own, with taming's first arguments and nothing else."""
+
+    def __init__(self, n_e, e_dim, beta):
+        super().__init__()
+        self.beta = beta
+
+
+def test_what_the_host_leaves_off_need_not_be_an_argument_of_yours():
+    config = {"target": f"{__name__}.Mine"}
+    quantizer = build_quantizer(config, n_e=4, e_dim=2, beta=0.5, remap=None, sane_index_shape=False)
+    assert (type(quantizer), quantizer.beta) == (Mine, 0.5)
+    with pytest.raises(TypeError, match="takes no sane_index_shape, which the host gives"):
+        build_quantizer(config, n_e=4, e_dim=2, beta=0.5, sane_index_shape=True)
+
+
+def test_seed_vokens_own_options_are_obeyed_or_refused_by_name(prior):
+    """As the patch of ibqgan.py calls it: ``beta`` weighs the same term there, l2_normalize is the quantizer's too."""
+    config = {"target": TARGET, "params": {"prior": prior}}
+    off = {"use_entropy_loss": False, "cosine_similarity": False}
+    given = with_host_options(config, off, beta=0.7)
+    quantizer = build_quantizer(given, n_e=40, e_dim=16, beta=0.25, sane_index_shape=False, l2_normalize=True)
+    assert (quantizer.beta, quantizer.legacy, quantizer.l2_normalize) == (0.7, True, True)
+    own = with_host_options({"target": TARGET, "params": {"beta": 0.1}}, off, beta=0.7)
+    assert own["params"] == {"beta": 0.1}
+    for name in off:
+        with pytest.raises(ValueError, match=f"{name} is True; .* set {name}: false"):
+            with_host_options(config, {**off, name: True}, beta=0.7)
+
+
+class TamingsLoss(torch.nn.Module):
+    def forward(self, codebook_loss, inputs, optimizer_idx, split="train"):
+        return codebook_loss + inputs, split
+
+
+class LatentDiffusionsLoss(torch.nn.Module):
+    def forward(self, codebook_loss, inputs, optimizer_idx, split="train", predicted_indices=None):
+        return predicted_indices
+
+
+def test_tamings_loss_is_called_without_the_indices_that_it_does_not_take():
+    loss = accept_indices(TamingsLoss())
+    for called in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert called(1, 2, 0, split="val", predicted_indices=3) == (3, "val")
+    assert copy.deepcopy(loss).forward.loss is not loss
+    assert accept_indices(LatentDiffusionsLoss())(1, 2, 0, predicted_indices=3) == 3
+    assert "forward" not in vars(accept_indices(torch.nn.Identity()))

@@ -132,3 +132,23 @@ def test_the_host_trains_saves_loads_and_decodes_with_vqct(checkout, torch_home,
 def test_the_untouched_latent_diffusion_trains_with_our_model(checkout, torch_home, tokens):
     params = {1: {"parts_of_speech": "joint"}, 2: {}, 3: {"topk": 2}}[tokens]
     assert run(checkout, "vqct", torch_home, {"params": params}, "-unpatched")["tokens"] == tokens
+
+
+@pytest.mark.parametrize("checkout", ["latent-diffusion"], indirect=True)
+def test_latent_diffusion_trains_with_the_loss_of_its_own_configs(checkout, torch_home):
+    patch_host(checkout)
+    config = {"target": "vqct_plugin.Quantizer", "params": {}}
+    assert run(checkout, "vqct", torch_home, config, "-shipped")["tokens"] == 2
+
+
+@pytest.mark.parametrize("checkout", NAMES, indirect=True)
+def test_a_fork_is_patched_and_had_back(checkout):
+    for file in next(host for host in list_hosts() if host.name == checkout.name).files:
+        with (checkout / file).open("rb+") as opened:
+            text = opened.read()
+            opened.seek(0)
+            opened.write(b"# a line of the fork's\n" + text)
+    before = files_of(checkout)
+    assert "not as in commit" in patch_host(checkout).notes[0]
+    patch_host(checkout, revert=True)
+    assert files_of(checkout) == before

@@ -15,10 +15,14 @@ BY_HAND = lightning_version() >= (1, 6)
 class ToyLoss(nn.Module):
     """Pixels and a small discriminator with the call of taming's VQLPIPSWithDiscriminator. Remembers its calls."""
 
-    def __init__(self, disc_start=0, disc_factor=1.0):
+    def __init__(self, disc_start=0, disc_factor=1.0, channels=3):
         super().__init__()
         self.discriminator = nn.Sequential(
-            nn.Conv2d(3, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 3)
+            nn.Conv2d(channels, 8, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(8, 8, 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(8, 1, 3),
         )
         self.disc_start = disc_start
         self.disc_factor = disc_factor

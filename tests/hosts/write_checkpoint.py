@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from tests.hosts.toy import fit, images, params
+from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
-from vqct_plugin.hosts.taming import for_installed_lightning
 
 model = for_installed_lightning(import_taming().VQModel)(**params())
 fit(model, images(2)).save_checkpoint(sys.argv[1])

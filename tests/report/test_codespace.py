@@ -37,7 +37,7 @@ def test_the_nearest_are_those_of_scikit_learn(vectors):
             assert np.array_equal(found[places], places[expected])
 
 
-def test_a_part_of_few_codes_has_few_neighbours(vectors):
+def test_a_part_of_few_codes_has_few_neighbors(vectors):
     found = find_neighbors(vectors[:5], np.array([0, 0, 0, 1, 1]), 4, "euclidean")
     assert ((found >= 0).sum(axis=1) == [2, 2, 2, 1, 1]).all()
     assert found[3, 0] == 4

@@ -38,7 +38,7 @@ def done(tmp_path_factory):
         found = compare(**keywords, tiles_shown=2)
     finally:
         comparison.run = plain
-    assert started == ["stock", "VQCT", "stock", "VQCT"]
+    assert started == ["stock", "VQCT", "stock", "VQCT", "VQCT-joint"]
     assert [path.name for path in folder.iterdir()] == [found.folder.name]
     return found
 
@@ -66,16 +66,20 @@ def test_the_seconds_of_before_the_interruption_count(done):
 def test_nothing_but_the_target_differs(done):
     configs = [yaml.safe_load(file.read_text()) for file in sorted(done.folder.glob("*/configs/*-project.yaml"))]
     del configs[1]  # of the stock run, resumed
-    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", "vqct_plugin.VQModel"]
-    assert configs[0] == configs[1]
+    assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", *["vqct_plugin.VQModel"] * 2]
+    assert configs[2]["model"]["params"].pop("parts_of_speech") == "joint"
+    assert configs[0] == configs[1] == configs[2]
 
 
 def test_figures_are_of_every_tile_held_out(done):
-    assert [e.images for e in done.evaluations.values()] == [len_of_validation(), len_of_validation()]
-    stock, ours = done.evaluations.values()
+    assert [e.images for e in done.evaluations.values()] == [len_of_validation()] * 3
+    assert [e.photographs for e in done.evaluations.values()] == [8] * 3
+    stock, ours, joint = done.evaluations.values()
     assert list(stock.usage) == ["codes"]
     assert list(ours.usage) == ["adjective", "noun"]
     assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
+    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 640)
+    assert (ours.tokens, round(ours.bits)) == (128, 1147)
 
 
 def len_of_validation():
@@ -95,16 +99,25 @@ def test_table_and_picture_say_what_was_measured(done):
         assert cells[2] == f"{evaluation.mean['ssim']:.3f}"
         numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
+        assert cells[5:8] == [f"{evaluation.tokens}", f"{evaluation.bits:,.0f}", f"{evaluation.entropy:,.0f}"]
+    assert lines[0].split(" | ")[5:8] == ["tokens an image", "bits an image", "bits by entropy"]
+    assert [line.split(" | ")[0].rstrip() for line in lines if " less " in line] == [
+        "| VQCT less stock", "| VQCT-joint less stock", "| VQCT-joint less VQCT",
+    ]  # fmt: skip
+    assert lines[-1].startswith(
+        "the runs have different rates, in bits an image: stock and VQCT-joint: 640; VQCT: 1,147"
+    )
+    assert (done.folder / "table.tex").read_text().count(r"\begin{tabular}") == 2
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
 
 
 def test_the_page_shows_both(done):
     text = done.report.read_text(encoding="utf-8")
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
-    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT"]
+    assert [its["name"] for its in data["runs"]] == ["stock", "VQCT", "VQCT-joint"]
     assert data["size"] == [64, 64]
     assert data["runs"][1]["grid"] == [16, 16]
-    assert [its["named"] for its in data["runs"]] == [False, True]
+    assert [its["named"] for its in data["runs"]] == [False, True, True]
     figures = json.loads((done.report.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
     for its, evaluation in zip(figures, done.evaluations.values()):  # of the last checkpoint, and of the model itself
         assert its["mean"]["psnr"] == pytest.approx(evaluation.mean["psnr"], abs=1e-3)
@@ -136,11 +149,10 @@ def test_the_command_hands_its_flags_on(monkeypatch, capsys, tmp_path):
         raise ConfigError("stop here")
 
     monkeypatch.setattr(comparison, "compare", pretend)
-    with pytest.raises(SystemExit) as ended:
-        demo.main(["-o", str(tmp_path), "--max_steps", "3", "-s", "5", "model.params.n_embed=64"])
-    assert ended.value.code == 1
+    words = ["-o", str(tmp_path), "--max-steps", "3", "-s", "5", "model.params.n_embed=64", "--set", "a.b=1"]
+    assert demo.main(words) == 1
     expected = {
-        "overrides": ["model.params.n_embed=64"],
+        "overrides": ["a.b=1", "model.params.n_embed=64"],
         "output": str(tmp_path),
         "trainer": {"max_steps": 3},
         "seed": 5,

@@ -1,10 +1,15 @@
-"""The page of ``vqct-report``: what it holds, and that it works in a real browser."""
+"""The page of ``vqct-report``: what it holds."""
 
+import base64
 import csv
+import datetime
 import html
+import io
 import json
 import re
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,48 +21,18 @@ pytest.importorskip("skimage", reason="the photographs are scikit-image's")
 pytest.importorskip("sklearn")
 
 import torch
-import yaml
+from omegaconf import OmegaConf
+from PIL import Image
 
-from tests.runs.tiny import config
+from tests.report.conftest import data_of
 from vqct_plugin.commands.report import main
 from vqct_plugin.report.curves import find_first, read_log
-from vqct_plugin.report.page import report_runs
-from vqct_plugin.report.sections import group_images
+from vqct_plugin.report.page import name_data, report_runs
+from vqct_plugin.report.sections import fill_notes, group_images
 from vqct_plugin.report.words import encode_images
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.health import judge_usage
 from vqct_plugin.runs.load import load_run
-from vqct_plugin.training.launcher import run
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folders of a stock and a VQCT run of three steps; one name would be a script if the page did not quote it."""
-    folder = tmp_path_factory.mktemp("runs")
-    found = []
-    for name, target in (("stock", "taming.models.vqgan.VQModel"), ("a<b>&\"'", "vqct_plugin.VQModel")):
-        whole = config(target)
-        whole["data"]["params"]["validation"]["params"]["size"] = 16
-        whole["lightning"]["callbacks"] = {"codebook_usage_logger": {"params": {"every_n_batches": 1}}}
-        (folder / "it.yaml").write_text(yaml.safe_dump(whole))
-        trainer = {"max_steps": 3, "limit_val_batches": 1}
-        done = run([folder / "it.yaml"], trainer=trainer, logdir=folder / "logs", name="x", test=False, seed=3)
-        found.append(folder / name)
-        done.folder.rename(folder / name)
-    return found
-
-
-@pytest.fixture(scope="module")
-def page(runs, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("report")
-    return report_runs(runs, folder, images_shown=5, size_shown=32, limit=60, progress=False)
-
-
-def data_of(page):
-    text = page.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S).group(1))
 
 
 def test_the_page_asks_for_nothing(page):
@@ -72,18 +47,16 @@ def test_the_page_asks_for_nothing(page):
     assert (page.parent / "evaluation" / "table.md").is_file()
 
 
+def read_picture(address):
+    """(H, W, 3) uint8 of a picture as it lies in the page."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))))
+
+
 def test_its_maps_are_the_codes_of_the_models(page, runs):
     """Of the images as they lie in the page, by the model again."""
-    import base64
-    import io
-
-    from PIL import Image
-
     data = data_of(page)
     assert [its["name"] for its in data["runs"]] == [folder.name for folder in runs]
-    pixels = [
-        np.asarray(Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1])))) for image in data["images"]
-    ]
+    pixels = [read_picture(image["src"]) for image in data["images"]]
     images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
     assert images.shape == (5, 3, 32, 32)
     for its, folder in zip(data["runs"], runs):
@@ -118,6 +91,126 @@ def test_its_sentences_are_those_of_the_figures(page):
     told = re.findall(r"the step moved ([\d,]+) of ([\d,]+)", text)
     assert int(told[0][0]) < int(told[0][1]) == 64
     assert told[1] == ("64", "64")
+
+
+def rows_of(page):
+    """The page's first table: title -> cells."""
+    text = page.read_text(encoding="utf-8")
+    table = re.search(r'<table class="figures">(.*?)</table>', text, re.S).group(1)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.split("<tr>", table)[1:]]
+    return {row[0]: [html.unescape(cell) for cell in row[1:]] for row in rows}
+
+
+def test_the_table_has_differences_and_no_row_of_dashes(page):
+    """Of image by image, from the file that has each; and with three runs, each against the first."""
+    stock, ours = "stock", "a<b>&\"'"
+    rows = rows_of(page)
+    assert rows[""] == [stock, ours, f"{ours} less {stock}"]
+    with (page.parent / "evaluation" / "images.csv").open(newline="", encoding="utf-8") as stream:
+        images = list(csv.DictReader(stream))
+    for name, title, digits in (("psnr", "PSNR, dB", 2), ("l1", "L1", 4)):
+        values = [np.array([float(row[name]) for row in images if row["model"] == model]) for model in (stock, ours)]
+        difference = (values[1] - values[0]).mean()
+        assert rows[title][2].split("<small>")[0] == f"{difference:+.{digits}f}"
+    assert all(set(cells) != {"-"} for cells in rows.values())
+    assert "rFID" not in rows
+    assert "rFID" in page.read_text(encoding="utf-8")  # its note says why
+
+
+def test_differences_of_three_runs_are_from_the_first(page, monkeypatch):
+    from vqct_plugin.report import sections
+
+    names = ["a", "b less a", "c"]
+    pairs = [{"difference": f"{x} less {y}", "PSNR": f"+{i} (+0 to +{i})"} for i, (x, y) in enumerate(
+        [("b less a", "a"), ("c", "a"), ("c", "b less a")])]  # fmt: skip
+    monkeypatch.setattr(sections, "make_difference_rows", lambda figures: pairs)
+    table = [
+        {"": "PSNR", **{name: "20.1 (19 to 21)" for name in names}},
+        {"": "LPIPS", **{name: "-" for name in names}},
+    ]
+    monkeypatch.setattr(sections, "make_rows", lambda figures: table)
+    rows = sections.fill_table([SimpleNamespace(name=name) for name in names])
+    assert len(rows) == 1
+    assert list(rows[0]) == ["", *names, "b less a less a", "c less a"]
+    assert rows[0]["c"] == ["20.1", "(19 to 21)"]
+    assert rows[0]["c less a"] == ["+1", "(+0 to +1)"]
+
+
+def test_each_reconstruction_has_its_psnr_and_the_error_maps_their_colors(page):
+    text = page.read_text(encoding="utf-8")
+    tiles = re.findall(r'<figure class="tile"><img src="([^"]+)"[^>]*><figcaption>([^<]*)<', text)
+    assert len(tiles) == 5 * 5
+    for original, *of_models in (tiles[i : i + 5] for i in range(0, 25, 5)):
+        assert original[1] in [html.escape(image["name"]) for image in data_of(page)["images"]]
+        for (picture, psnr), (_, error) in (of_models[:2], of_models[2:]):
+            a, b = (read_picture(it).astype(float) for it in (original[0], picture))
+            assert float(psnr.split()[0]) == pytest.approx(
+                20 * np.log10(255 / np.sqrt(((a - b) ** 2).mean())), abs=0.15
+            )
+            assert float(error.split()[1]) == pytest.approx(np.abs(a - b).mean() / 127.5, abs=0.006)
+    scale, ticks = re.search(
+        r'<figure class="scale"><img src="([^"]+)".*?<figcaption>(.*?)</figcaption>', text
+    ).groups()
+    assert re.findall(r"<span>([^<]*)</span>", ticks) == ["0", "0.125", "0.25", "0.375", "0.5 or more"]
+    bar = read_picture(scale)[0].astype(int)
+    assert (np.diff(bar.sum(axis=1)) >= 0).mean() > 0.9
+    assert bar[0].sum() < 20
+    assert bar[-1].sum() > 550
+
+
+def test_it_is_called_by_its_data_and_its_day(page):
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    made = f"on Photographs (validation), {datetime.date.today().isoformat()}"
+    assert f"<title>stock and a<b>&\"' {made}: what the codes learned</title>" in text
+    assert f'<p class="made">{made}</p>' in text
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "images", "name"),
+    [
+        ("x.ImagesOfOnes", {}, None, "ImagesOfOnes"),
+        (
+            "taming.data.custom.CustomTest",
+            {"size": 8, "test_images_list_file": "/a/b/val.txt"},
+            None,
+            "CustomTest (val.txt)",
+        ),
+        ("vqct_plugin.runs.photographs.Photographs", {"split": "validation"}, None, "Photographs (validation)"),
+        ("x.Y", None, "/somewhere/images/val/", "val"),
+    ],
+)
+def test_data_sets_have_names(target, params, images, name):
+    config = OmegaConf.create({"data": {"params": {"validation": {"target": target, "params": params}}}})
+    assert name_data(config, images) == name
+
+
+def test_no_path_of_this_machine_is_told(page, runs):
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    for folder in (runs[0].parent, page.parent, Path.home(), Path.cwd()):
+        assert str(folder) not in text
+    assert "<code>stock/checkpoints/last.ckpt</code>" in text
+    broken = SimpleNamespace(broken={"/home/somebody/cat.png": "/home/somebody/cat.png is no image"})
+    notes = ["- left out: /home/somebody/cat.png is no image"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vqct_plugin.report.sections.list_notes", lambda figures: notes)
+        assert fill_notes([broken]) == ["left out: cat.png is no image"]
+
+
+def test_it_says_that_words_need_not_describe_and_what_chance_would_give(page):
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    found = re.findall(
+        r"A word need not describe what is there.*?words, (\d+%) are .*? in (.*?); by chance it\s+would be (\d+%)",
+        text,
+        re.S,
+    )
+    assert len(found) == 1  # stock codes have no words
+    kept, name, chance = found[0]
+    assert name == "a<b>&\"'"
+    assert (kept, chance) in re.findall(
+        r"words, (\d+%) are still among its nearest; by chance it would be (\d+%)", text
+    )
+    before, after = text.index("A word need not"), text.index('class="stage"')
+    assert before < after
 
 
 def test_curves_are_those_of_the_log(runs):
@@ -165,170 +258,6 @@ def test_refusals(runs, page, capsys, tmp_path):
     assert main([str(runs[0]), "-o", str(tmp_path), "--images-shown", "2", "--limit", "4", "--quiet", "--force"]) == 0
     assert str(tmp_path / "index.html") in capsys.readouterr().out
     assert (tmp_path / "index.html").read_bytes() != before
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright drives the browser")
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip("no Chromium is installed")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser, page):
-    """Opens the page; at the end nothing may have been said on the console, nor asked of the network."""
-    told, pages = [], []
-
-    def open_page(**options):
-        tab = browser.new_page(**options)
-        pages.append(tab)
-        tab.on("console", lambda message: told.append(message.text))
-        tab.on("pageerror", lambda error: told.append(str(error)))
-        tab.on("request", lambda it: it.url.startswith(("data:", "file:")) or told.append(it.url))
-        tab.goto(page.as_uri())
-        return tab
-
-    yield open_page
-    for tab in pages:
-        tab.close()
-    assert told == []
-
-
-def test_every_picture_is_seen(opened):
-    tab = opened()
-    assert tab.title().startswith("stock and a<b>")
-    assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0 && image.alt)")
-    assert tab.locator("section").count() == 9
-    assert tab.locator("nav a").count() == 9
-
-
-def test_pointing_shows_the_words(opened, page):
-    """At places of the image, the words that the codes there have; the same by keys."""
-    data = data_of(page)
-    its = data["runs"][1]
-    tab = opened()
-    rows, columns = its["grid"]
-    stage = tab.locator(".stage")
-    stage.scroll_into_view_if_needed()
-    tab.locator(".thumbs button").nth(2).click()
-    box = stage.bounding_box()
-    for row, column in ((0, 0), (rows - 1, columns - 1), (3, 5)):
-        cell = row * columns + column
-        tab.mouse.move(
-            box["x"] + (column + 0.5) / columns * box["width"], box["y"] + (row + 0.5) / rows * box["height"]
-        )
-        words = [its["words"][layer[cell]] for layer in its["maps"][2]]
-        assert tab.locator(".tip").inner_text().split() == [words[0], "adjective", words[1], "noun"]
-        same = its["maps"][2][0].count(its["maps"][2][0][cell])
-        readout = tab.locator(".readout").inner_text()
-        assert f"row {row + 1}, column {column + 1}: {words[0]} + {words[1]}." in readout
-        assert f"stands at {same} of {rows * columns}" in readout
-    stage.focus()
-    tab.keyboard.press("ArrowRight")
-    tab.keyboard.press("ArrowDown")
-    assert "row 5, column 7" in tab.locator(".readout").inner_text()
-    tab.mouse.move(0, 0)
-    assert tab.locator(".tip").is_hidden()
-
-
-def test_a_map_has_the_colors_of_its_codes(opened, page):
-    its = data_of(page)["runs"][1]
-    tab = opened()
-    tab.get_by_role("button", name="noun map").click()
-    pixels = tab.evaluate(
-        """() => {
-          const canvas = document.querySelector("canvas.color");
-          return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data];
-        }"""
-    )
-    colors = [its["colors"][code] for code in its["maps"][0][1]]
-    expected = [[*(int(color[i : i + 2], 16) for i in (1, 3, 5)), 255] for color in colors]
-    assert [pixels[i : i + 4] for i in range(0, len(pixels), 4)] == expected
-    tab.get_by_role("button", name="stock", exact=True).click()
-    assert tab.locator(".layers button").all_inner_texts() == ["photograph", "code map"]
-    assert (
-        tab.locator(".telling h3").first.inner_text()
-        == f"Codes that tell {data_of(page)['images'][0]['set'] or 'this image'} apart"
-    )
-
-
-def test_the_search_finds_every_patch(opened, page):
-    its = data_of(page)["runs"][1]
-    tab = opened()
-    flat = [code for image in its["maps"] for layer in image for code in layer]
-    code = max(set(flat), key=flat.count)
-    word = its["words"][code]
-    tab.locator("#finder input").fill(word.upper())
-    images = sum(code in layer for image in its["maps"] for layer in image)
-    said = tab.locator(".found").inner_text()
-    assert f"“{word}”" in said
-    assert f"{flat.count(code)} patches in {images} of 5 images" in said
-    while tab.locator(".more").count():
-        tab.locator(".more").click()
-    assert tab.locator(".patches canvas").count() == flat.count(code)
-    # each patch is of its image: the middle pixel
-    label = tab.locator(".patches button").first.get_attribute("aria-label")
-    assert label.startswith(word)
-    tab.locator(".patches button").first.click()
-    assert word in tab.locator(".readout").inner_text()
-    assert " ".join(re.findall(r"row \d+, column \d+", label)) in tab.locator(".readout").inner_text()
-    unused = next(i for i in range(64) if i not in flat)
-    tab.locator("#finder input").fill(its["words"][unused])
-    if its["words"][unused] not in " ".join(its["words"][i] for i in set(flat)):
-        assert "is in the codebook, but in none of these images" in tab.locator(".found").inner_text()
-    tab.locator("#finder input").fill("zzzz")
-    assert tab.locator(".found").inner_text() == "No codebook here has the word “zzzz”."
-    assert tab.locator(".patches canvas").count() == 0
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_can_be_read_on_its_ground(opened, scheme):
-    """Every text's contrast with the ground behind it is at least 4.5 to 1 (WCAG 2.1, AA); charts change with it."""
-    tab = opened(color_scheme=scheme)
-    worst = tab.evaluate(
-        """() => {
-          const numbers = (color) => color.match(/[\\d.]+/g).map(Number);
-          const linear = (v) => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4;
-          const light = ([r, g, b]) => [r, g, b].map(linear)
-            .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
-          const ground = (element) => {
-            for (let it = element; it; it = it.parentElement) {
-              const color = numbers(getComputedStyle(it).backgroundColor);
-              if (color.length === 3 || color[3] === 1) return color;
-            }
-            return [255, 255, 255];
-          };
-          const found = [];
-          for (const element of document.querySelectorAll("main *, header *, nav *, footer")) {
-            if (![...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim())) continue;
-            const [a, b] = [light(numbers(getComputedStyle(element).color)), light(ground(element))];
-            found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), element.outerHTML.slice(0, 80)]);
-          }
-          return found.sort((a, b) => a[0] - b[0])[0];
-        }"""
-    )
-    assert worst[0] >= 4.5, worst
-    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, re.findall(r"\d+", paper))) < 150) == (scheme == "dark")
-    shown = tab.evaluate(
-        "[...document.querySelectorAll('picture img')].map((i) => i.currentSrc === i.parentElement.children[0].srcset)"
-    )
-    assert set(shown) == {scheme == "dark"}
-
-
-def test_a_phone_does_not_scroll_sideways(opened):
-    tab = opened(viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
-    assert tab.evaluate("document.documentElement.scrollWidth") == 360
-    stage = tab.locator(".stage")
-    stage.scroll_into_view_if_needed()
-    stage.tap(position={"x": 40, "y": 40})
-    assert tab.locator(".tip").is_visible()
-    assert "row" in tab.locator(".readout").inner_text()
 
 
 def test_images_of_one_folder_or_file_belong_together():

@@ -92,7 +92,7 @@ def test_stock_codes_are_called_by_their_numbers():
     assert part_of_speech.tolist() == quantizer.part_of_speech.tolist()
 
 
-def test_like_codes_have_like_colours():
+def test_like_codes_have_like_colors():
     angle = np.linspace(0, 2 * math.pi, 30, endpoint=False)
     circle = np.column_stack([np.cos(angle), np.sin(angle), 0.01 * np.random.RandomState(0).randn(30)])
     colors = color_codes(circle, np.zeros(30, dtype=int))

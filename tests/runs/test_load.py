@@ -51,3 +51,11 @@ def test_the_default_prior_needs_no_name(tmp_path):
     trained = load_run(tmp_path / "run")
     assert trained.model.quantize.words == model.quantize.words
     assert "prior" not in trained.config.model.params
+
+
+def test_the_packages_configs_may_be_named(tmp_path):
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"no config 'none.yaml' in the package; expected one of .*cub_vqct.yaml"):
+        load_run(tmp_path / "run", base=["vqct:none.yaml"])
+    with pytest.raises(ConfigError, match=r"have to be given \(\?\?\? in the config\)"):
+        load_run(tmp_path / "run", base=["vqct:cub_vqct.yaml"])

@@ -136,7 +136,7 @@ def test_what_cannot_be_drawn_is_refused(runs, tmp_path, capsys):
     refused(capsys, "--classes is 'a'", runs["classes"], "-c", "a", "-o", out)
     refused(capsys, "temperature is 0.0; expected", runs["ours"], "-t", "0", "-o", out)
     refused(capsys, "neither a checkpoint nor a run's folder", tmp_path / "none", "-o", out)
-    refused(capsys, "0 images in batches of 8", runs["ours"], "-n", "0", "-o", out)
+    refused(capsys, "number is 0 and --batch-size is 8", runs["ours"], "-n", "0", "-o", out)
     assert not out.exists()
 
 
@@ -149,7 +149,7 @@ def test_conditions_are_validation_items(runs, tmp_path):
     from vqct_plugin.runs.build import build_validation_set
 
     items = [build_validation_set(trained.config)[i] for i in range(2)]
-    with pytest.raises(SampleError, match="conditioned on 'image'; give items"):
+    with pytest.raises(SampleError, match="conditioned on 'image'; pass conditions=ITEMS"):
         draw_samples(model, tmp_path / "a", 1, size=(8, 8), progress=False)
     model.transformer.block_size = 150
     with pytest.raises(ValueError, match="128 conditioning tokens and 64 to draw make a sequence of 191"):

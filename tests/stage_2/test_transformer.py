@@ -44,6 +44,12 @@ def ours(stage=None, cond="__is_unconditional__", block_size=200, gpt=(), **opti
     return Net2NetTransformer({"params": gpt}, stage or first_stage(), cond, **options)
 
 
+def shortened(model):
+    """With a block that is shorter than the model was built for."""
+    model.transformer.block_size = 63
+    return model
+
+
 def hosts(stage=None, cond="__is_unconditional__", block_size=200, vocab_size=40, **options):
     gpt = {"vocab_size": vocab_size, "block_size": block_size, "n_layer": 2, "n_head": 2, "n_embd": 16}
     config = {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt}
@@ -344,9 +350,10 @@ def test_a_permuter_that_would_drop_tokens_is_refused_and_ours_permutes_position
         (lambda: get_layout(hosts(vocab_size=39)).check(), "vocab_size of the transformer is 39; expected 40 or more"),
         (lambda: ours(gpt={"vocab_size": 39}), "vocab_size is 39, and the first stage has 40 codes"),
         (lambda: ours(gpt={"n_head": 3}), "n_embd is 16; expected a multiple of n_head, 3"),
-        (lambda: ours(block_size=63)(*ours().get_xc(batch())), "block_size 63 should be 64 or more"),
+        (lambda: shortened(ours())(*ours().get_xc(batch())), "block_size 63 should be 64 or more"),
+        (lambda: ours(block_size=63), "block_size is 63; expected 64 or more: 1 conditioning token"),
         (
-            lambda: sample_tokens(ours(block_size=63), torch.zeros(1, 1, dtype=torch.long), 64),
+            lambda: sample_tokens(shortened(ours()), torch.zeros(1, 1, dtype=torch.long), 64),
             "make a sequence of 64, and the transformer's block_size is 63",
         ),
         (lambda: sample_tokens(ours(), torch.zeros(1, 1), 4, temperature=0), "temperature is 0; expected"),

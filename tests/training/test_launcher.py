@@ -296,7 +296,7 @@ def test_lpips_without_internet_says_what_to_do(here, monkeypatch):
 def test_resuming_what_is_not_there_is_refused(here):
     with pytest.raises(ConfigError, match="there is nothing to resume at nowhere"):
         run(resume="nowhere")
-    with pytest.raises(ConfigError, match="there is no config; give one as base"):
+    with pytest.raises(ConfigError, match="there is no config; give base=YAML, or resume=RUN"):
         run()
     (here / "logs" / "old" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match="it stopped before its first checkpoint"):

@@ -12,18 +12,23 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Set, 
 
 import numpy as np
 
+from vqct_plugin._files import NotAFileError, find_target, printable
 from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import Captions, PathLike, open_captions
+from vqct_plugin.building.classes import read_classes
 from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.language_model import LanguageModel
 from vqct_plugin.building.neighbors import connect_isolated, connect_parts
 from vqct_plugin.building.report import BuildReport
 from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, describe_tagger, is_in_wordnet
-from vqct_plugin.building.vectors import InputEmbeddings, LanguageModel, PromptEncodings, WordVectors, check_prompts
-from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known
+from vqct_plugin.building.vectors import InputEmbeddings, PromptEncodings, WordVectors, check_prompts
+from vqct_plugin.building.wordnet import WordNetGlosses, list_wordnet_words, select_known, select_named
 from vqct_plugin.prior import CodebookPrior
 
-WORDS = ("captions", "model", "wordnet")
+__all__ = ["build_prior"]
+
+WORDS = ("captions", "model", "wordnet", "classes")
 VECTORS = ("embeddings", "prompts")
 EDGE_KINDS = ("cooccurrence", "neighbors", "both", "filled")
 DTYPES = ("float32", "float16")
@@ -38,6 +43,8 @@ def build_prior(
     output: Optional[PathLike] = None,
     *,
     plm_name: Optional[str] = None,
+    revision: Optional[str] = None,
+    device: Optional[str] = None,
     word_vectors: Optional[PathLike] = None,
     vectors: str = "embeddings",
     prompts: Optional[Mapping[str, str]] = None,
@@ -46,6 +53,7 @@ def build_prior(
     caption_field: str = "caption",
     glosses: bool = False,
     words: Optional[str] = None,
+    classes: Optional[PathLike] = None,
     parts: Sequence[str] = PARTS,
     min_count: Optional[int] = None,
     max_words: Union[int, Mapping[str, int], None] = None,
@@ -64,15 +72,19 @@ def build_prior(
 ) -> BuildReport:
     """Build a prior by the recipe of Zhang et al., CVPR 2024, and write it whole or not at all.
 
-    The same inputs give the same bytes, with any number of workers.
+    Captions have to be in English: so are the tagger, the lemmatizer and WordNet. The same inputs give the same bytes,
+    with any number of workers.
 
     Args:
         plm: the language model, a local folder or a name on the hub.
-        captions: corpora: files, folders, addresses that fsspec opens, ``"-"`` for standard input; in any format of
-            ``vqct_plugin.building.formats.FORMATS``. Without captions the words come from the language model's
-            vocabulary, and counts and edges from WordNet's glosses.
+        captions: corpora in English: files, folders, addresses that fsspec opens, ``"-"`` for standard input; in any
+            format of ``vqct_plugin.building.formats.FORMATS``. Without captions the words come from the language
+            model's vocabulary, and counts and edges from WordNet's glosses.
         output: the prior file to write; ``None`` writes none.
         plm_name: what the prior calls the model; the hub name or the folder's base name by default.
+        revision: of a model on the hub, a branch, a tag or a commit; recorded in the prior.
+        device: where prompts are encoded, as torch names it (``"cpu"``, ``"cuda:1"``); a GPU where there is one, if
+            none is named.
         word_vectors: a text file of GloVe, word2vec or fastText in place of ``plm``.
         vectors: ``"embeddings"``, a word's vector is the mean of the input embeddings of its pieces; ``"prompts"``, the
             model's encoding of a prompt. A word that the tokenizer only knows as unknown, or that the file of word
@@ -81,11 +93,15 @@ def build_prior(
             ``"a photo of {}"`` for others.
         standardize: center each dimension of the vectors over all words and scale it to standard deviation 1.
         caption_format: the format of all corpora; ``"auto"`` detects it from their first lines.
-        caption_field: where captions stand in JSON records, and the column of CSV, TSV and Parquet.
+        caption_field: where captions stand in JSON records (a field in a field as ``"sentences.raw"``), and the column
+            of CSV, TSV and Parquet; a number, from 1, for CSV and TSV without a header.
         glosses: count WordNet's glosses too (of adjectives and of nouns that can be seen), beside the captions.
         words: ``"captions"``, the words seen there; ``"model"``, the language model's whole words that WordNet knows;
-            ``"wordnet"``, WordNet's. Of the last two only nouns that can be seen. By default ``"captions"`` if there
-            are any, then ``"model"``, then (with ``word_vectors``) ``"wordnet"``.
+            ``"wordnet"``, WordNet's; ``"classes"``, those of ``classes``. Of the last three only nouns that can be
+            seen. By default ``"classes"`` if a list is given, then ``"captions"`` if there are any, then ``"model"``,
+            then (with ``word_vectors``) ``"wordnet"``.
+        classes: a list of class names as it is published (ImageNet's ``tench, Tinca tinca``), whose words that WordNet
+            knows are the codes; counts and edges come from the captions, or from WordNet's glosses.
         parts: parts of speech, of ``adjective noun verb adverb``, in this order in the prior.
         min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
         max_words: the number of most frequent words kept in each part, or a mapping from parts to numbers.
@@ -111,7 +127,11 @@ def build_prior(
         PriorError: the file cannot be written.
     """
     seconds: Dict[str, float] = {}
-    words = words or ("captions" if captions is not None else "model" if plm is not None else "wordnet")
+    words = (
+        words
+        or ("classes" if classes is not None else None)
+        or ("captions" if captions is not None else "model" if plm is not None else "wordnet")
+    )
     glosses = glosses or captions is None
     if min_count is None:
         min_count = MIN_COUNT if words == "captions" else -1
@@ -124,6 +144,14 @@ def build_prior(
     )
     _check_numbers({"neighbors": neighbors, "batch_size": batch_size, "workers": workers})
     _check_together(plm, word_vectors, vectors, prompts, words, workers, scheduler)
+    if (words == "classes") != (classes is not None):
+        raise BuildError(f"words are {words!r} and classes are {classes!r}: a list of classes makes words='classes'")
+    if device is not None and vectors != "prompts":
+        raise BuildError(
+            f"device is {device!r}, but input embeddings are read and not computed; pass vectors='prompts'"
+        )
+    if revision is not None and plm is None:
+        raise BuildError(f"revision is {revision!r}, but there is no model on the hub; pass plm=NAME")
     for path in (output, picture):
         _check_output(path, force)
     if picture is not None:
@@ -135,12 +163,13 @@ def build_prior(
     )
     kept_list = read_words(keep_words, parts) if keep_words is not None else None
     dropped = read_words(drop_words, parts) if drop_words is not None else set()
+    class_words = read_classes(classes) if classes is not None else []
     if glosses:
         corpora.append(WordNetGlosses())
 
     with _measure_time(seconds, "language model"):
-        language_model = LanguageModel(plm, plm_name) if plm is not None else None
-        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts)
+        language_model = LanguageModel(plm, plm_name, revision) if plm is not None else None
+        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts, device)
     with _measure_time(seconds, "tagging"):
         counted = count_captions(corpora, parts, workers, scheduler, progress)
     with _measure_time(seconds, "words"):
@@ -149,6 +178,8 @@ def build_prior(
             kept = kept.among(list_wordnet_words(parts))
         elif words == "model" and language_model is not None:
             kept = kept.among(select_known(language_model.whole_words(), parts))
+        elif words == "classes":
+            kept = kept.among(select_named(class_words, parts))
         kept = kept.more_than(min_count)
         if only_wordnet:
             kept = kept.only(is_in_wordnet)
@@ -165,7 +196,7 @@ def build_prior(
             "only_wordnet": only_wordnet,
             "tool": f"vqct_plugin {__version__}",
         }
-        for what, path in (("keep_words", keep_words), ("drop_words", drop_words)):
+        for what, path in (("keep_words", keep_words), ("drop_words", drop_words), ("classes", classes)):
             if path is not None:
                 digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
                 provenance[what] = {"file": Path(path).name, "sha256": digest}
@@ -308,12 +339,13 @@ def _make_source(
     name: Optional[str],
     vectors: str,
     prompts: Optional[Mapping[str, str]],
+    device: Optional[str],
 ) -> VectorSource:
     if word_vectors is not None:
         return WordVectors(word_vectors, name)
     assert language_model is not None
     if vectors == "prompts":
-        return PromptEncodings(language_model, prompts)
+        return PromptEncodings(language_model, prompts, device)
     return InputEmbeddings(language_model)
 
 
@@ -397,10 +429,15 @@ def _check_output(output: Optional[PathLike], force: bool) -> None:
     if output is None:
         return
     path = Path(output)
-    if path.is_dir():
-        raise BuildError(f"output {path} is a folder; name a file in it")
-    if path.exists() and not force:
-        raise BuildError(f"{path} exists; pass force=True to replace it")
+    try:
+        there = find_target(path)
+    except NotAFileError as error:
+        raise BuildError(f"output {error}") from error
+    except (OSError, ValueError) as error:
+        raise BuildError(f"output {printable(path)} cannot be written: {error}") from error
+    if there.exists() and not force:
+        raise BuildError(f"{printable(path)} exists; pass force=True to replace it")
+    path = there
     if not path.absolute().parent.is_dir():
         raise BuildError(f"the folder of the output, {path.absolute().parent}, does not exist; make it first")
     if not os.access(str(path.absolute().parent), os.W_OK):

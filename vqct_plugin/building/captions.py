@@ -3,21 +3,31 @@
 What cannot be read is counted and the first of it is kept to be shown; a corpus that is mostly damaged is an error.
 """
 
-import gzip
 import hashlib
 import io
+import itertools
 import os
+import re
 import sys
-import zlib
+import tarfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union, cast
 
-from vqct_plugin.building.formats import FORMATS, HEAD, READERS, BuildError, Damage, Mended, recognize_format
+from vqct_plugin._files import printable
+from vqct_plugin.building import formats
+from vqct_plugin.building.documents import read_document
+from vqct_plugin.building.formats import FORMATS, BuildError, Damage, Mended, recognize_format
+from vqct_plugin.building.opening import PACKED, TAR, Ahead, DamagedFileError, Watched, is_tar, unpack
 
 STANDARD_INPUT = "-"
-_EXTENSIONS = (".txt", ".token", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # and these with .gz
+_EXTENSIONS = (".txt", ".token", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # and these compressed
 _SHOWN = 3  # damaged lines kept to be shown
+_LOOKED_AT = 100  # captions or damaged lines of each file, before the long work
+#: what lies beside captions_*.json in COCO's folder of annotations
+_NOT_CAPTIONS = re.compile(r"(instances|person_keypoints|image_info|stuff|panoptic)_.*\.json")
+
+READERS = {**formats.READERS, "coco": read_document}
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -26,14 +36,17 @@ class Captions:
     """A corpus: a file, a folder of files, an address that fsspec opens, or standard input.
 
     Iterating over it reads it once and gives the captions. After a whole pass ``captions``, ``damaged``, ``mended``,
-    ``files`` and ``sha256`` describe what was read. Gzip is recognized by its first bytes. In a folder every caption
-    file below it is read (``.txt .token .json .jsonl .ndjson .csv .tsv .parquet``, each also with ``.gz``), in
-    the order of their names; other files are counted in ``ignored``.
+    ``files`` and ``sha256`` describe what was read. Gzip, bzip2, xz, zstd, UTF-16 and tar are recognized by their first
+    bytes. In a folder every caption file below it is read (``.txt .token .json .jsonl .ndjson .csv .tsv .parquet``,
+    each also with ``.gz .bz2 .xz .zst``, and ``.tar``), in the order of their names, links to folders followed; other
+    files are counted in ``ignored``, among them what COCO's ``annotations/`` has beside its captions. The beginning
+    of every file is read when the corpus is opened, so a wrong one is refused before the long work.
 
     Args:
         path: a path, ``"-"`` for standard input, or an address such as ``s3://bucket/captions.txt``.
         caption_format: one of ``FORMATS``; ``"auto"`` detects it from the first lines and the name.
-        field: where captions stand in JSON records, and the column of CSV, TSV and Parquet.
+        field: where captions stand in JSON records (a field in a field as ``"sentences.raw"``), and the column of CSV,
+            TSV and Parquet; a number, from 1, for CSV and TSV without a header.
 
     Raises:
         BuildError: nothing is there, the format is unknown or not what it is said to be, there is no caption, or there
@@ -49,11 +62,23 @@ class Captions:
         sizes = [piece.size for piece in self._pieces]
         self.size: Optional[int] = None if None in sizes else sum(cast(List[int], sizes))  # bytes
         self._formats: Dict[str, None] = {}  # in the order they were met
-        if self._one and self.name != STANDARD_INPUT:  # a wrong file is refused before the long work
-            with self._open(self._pieces[0]) as (stream, _, head):
-                self._start_over()
-                next(self._items(self._reader(stream, head, self._pieces[0]), self._pieces[0]), None)
+        self._form, self._packed = caption_format, False  # of the file being read
         self._start_over()
+        if self.name != STANDARD_INPUT:
+            for piece in self._pieces:
+                self._look_at(piece)
+        self._formats.clear()
+
+    def _look_at(self, piece: "_Piece") -> None:
+        """Refuse a file that is none of captions."""
+        with self._open(piece) as (stream, _, head):
+            items = list(itertools.islice(self._items(self._reader(stream, head, piece), piece), _LOOKED_AT))
+        if len(items) > 1 and all(isinstance(item, Damage) for item in items):
+            first = f"{piece.below or piece.name}: no caption in its first {len(items)} lines or records"
+            raise BuildError(
+                f"captions in {printable(first)}, read as {self._form}: {printable(items[0])}. Is it a file of "
+                "captions? If so, name the field or column (caption_field) or the format (caption_format)"
+            )
 
     def _start_over(self) -> None:
         self.captions = self.damaged = self.mended = self.files = self.bytes_read = 0
@@ -77,7 +102,7 @@ class Captions:
                     if isinstance(item, Damage):
                         self.damaged += 1
                         if len(self.first_damaged) < _SHOWN:
-                            self.first_damaged.append(f"{where}{item}")
+                            self.first_damaged.append(printable(f"{where}{item}", 1000))
                         continue
                     self.captions += 1
                     self.mended += isinstance(item, Mended)
@@ -90,13 +115,14 @@ class Captions:
         self.sha256 = digests[0][1] if self._one else _digest("".join(f"{n}\0{d}\n" for n, d in digests).encode())
 
     def _items(self, items: Iterator[Union[str, Damage]], piece: "_Piece") -> Iterator[Union[str, Damage]]:
-        shown = f"{self.shown_name}/{piece.below}" if piece.below else self.shown_name
+        shown = f"{self.shown_name}/{printable(piece.below)}" if piece.below else self.shown_name
         try:
             yield from items
         except BuildError as error:
             raise BuildError(f"captions in {shown}: {error}") from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise BuildError(f"captions in {shown}: damaged gzip after {self.captions:,} captions: {error}") from error
+        except DamagedFileError as error:
+            kind, _, why = str(error).partition(": ")
+            raise BuildError(f"captions in {shown}: {kind} after {self.captions:,} captions: {why}") from error
         except OSError as error:
             raise BuildError(f"captions in {shown} cannot be read: {error}") from error
 
@@ -115,33 +141,57 @@ class Captions:
         try:
             raw = piece.open()
         except Exception as error:  # a file system of fsspec fails in its own ways
-            raise BuildError(f"captions in {piece.name} cannot be read: {error}") from error
+            raise BuildError(f"captions in {printable(piece.name)} cannot be read: {error}") from error
         with raw:
-            watched = _Watched(raw)
-            head = watched.peek(HEAD)
-            if head[:2] == b"\x1f\x8b":
-                stream = cast(BinaryIO, gzip.GzipFile(fileobj=watched))
-                try:
-                    head = gzip.GzipFile(fileobj=io.BytesIO(head)).read1(HEAD)
-                except (EOFError, zlib.error, OSError) as error:
-                    raise BuildError(f"captions in {piece.name}: damaged gzip: {error}") from error
-            else:
-                stream = cast(BinaryIO, io.BufferedReader(watched, HEAD))
+            watched = Watched(raw)
+            try:
+                stream, head, self._packed = unpack(watched)
+            except (BuildError, DamagedFileError) as error:
+                raise BuildError(f"captions in {printable(piece.below or piece.name)}: {error}") from error
+            except OSError as error:
+                raise BuildError(f"captions in {printable(piece.name)} cannot be read: {error}") from error
             yield stream, watched, head
 
     def _reader(self, stream: BinaryIO, head: bytes, piece: "_Piece") -> Iterator[Union[str, Damage]]:
+        if is_tar(head):
+            return self._read_tar(stream)
         form = recognize_format(head, piece.name, self._field) if self._forced == "auto" else self._forced
+        self._form = form
         self._formats[form] = None
         if form == "parquet":  # read from its end, so it is opened again; the first stream is for the digest
-            if self.name == STANDARD_INPUT or head[:2] == b"\x1f\x8b":
-                raise BuildError("Parquet is read from its end: it has to be a file, and not in gzip")
+            if self.name == STANDARD_INPUT or self._packed or piece.open is _not_again:
+                raise BuildError(
+                    "Parquet is read from its end: it has to be a file, and not compressed or in an archive"
+                )
             return _reopen(piece, form, self._field)
         return READERS[form](stream, self._field)
+
+    def _read_tar(self, stream: BinaryIO) -> Iterator[Union[str, Damage]]:
+        """The captions of an archive's files, those that would be read of a folder, in the archive's order."""
+        found = 0
+        try:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                for member in archive:
+                    file = archive.extractfile(member) if member.isfile() and _is_wanted(member.name) else None
+                    if file is None:
+                        continue
+                    found += 1
+                    try:
+                        inner, head, self._packed = unpack(Ahead(file))
+                    except (BuildError, DamagedFileError) as error:
+                        raise BuildError(f"{printable(member.name)}: {error}") from error
+                    piece = _Piece(Path(member.name).name, member.name, None, _not_again)
+                    for item in self._reader(inner, head, piece):
+                        yield item._replace(where=f"{member.name}, {item.where}") if isinstance(item, Damage) else item
+        except tarfile.TarError as error:
+            raise DamagedFileError(f"damaged tar: {error}") from error
+        if not found:
+            raise BuildError(f"no file in the archive ends in {' '.join(_EXTENSIONS)}")
 
     @property
     def shown_name(self) -> str:
         """What messages and the prior's record call it: its base name, never where it lay."""
-        return "standard input" if self.name == STANDARD_INPUT else self.name
+        return "standard input" if self.name == STANDARD_INPUT else printable(self.name)
 
     def describe(self) -> Dict[str, Union[str, int]]:
         """What a prior records of this corpus."""
@@ -206,10 +256,10 @@ def _pieces(path: PathLike) -> Tuple[str, List[_Piece], int]:
         if place.is_file():
             return place.name, [_Piece(place.name, "", place.stat().st_size, lambda: place.open("rb"))], 0
         if not place.is_dir():
-            raise BuildError(f"captions in {place}: it does not exist")
-        files = sorted(file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
+            raise BuildError(f"captions in {printable(place)}: it does not exist")
+        files = _files_below(place)
     except OSError as error:
-        raise BuildError(f"captions in {place} cannot be read: {error}") from error
+        raise BuildError(f"captions in {printable(place)} cannot be read: {error}") from error
     return _of_folder(
         place.resolve().name,
         files,
@@ -244,54 +294,54 @@ def _pieces_of_address(address: str) -> Tuple[str, List[_Piece], int]:
     return _of_folder(name, files, piece)
 
 
+def _files_below(folder: Path) -> List[str]:
+    """The names of the files below a folder, in order; links to folders are followed, and no folder is read twice."""
+    found: List[str] = []
+    seen = {os.path.realpath(str(folder))}
+    for place, folders, files in os.walk(str(folder), followlinks=True):
+        beside = Path(place)
+        kept = []
+        for name in sorted(folders):
+            real = os.path.realpath(str(beside / name))
+            if real not in seen:
+                seen.add(real)
+                kept.append(name)
+        folders[:] = kept
+        found += [(beside / name).relative_to(folder).as_posix() for name in files if (beside / name).is_file()]
+    return sorted(found)
+
+
+def _is_wanted(name: str) -> bool:
+    """Whether a file of this name, below a folder, is one of captions."""
+    if any(part.startswith(".") and part != "." for part in name.split("/")):
+        return False
+    name = name.lower()
+    if name.endswith(TAR):
+        return True
+    packing = next((ending for ending in PACKED if name.endswith(ending)), "")
+    return name[: len(name) - len(packing)].endswith((*_EXTENSIONS, ".tar"))
+
+
 def _of_folder(name: str, files: List[str], piece: Callable[[str], _Piece]) -> Tuple[str, List[_Piece], int]:
     files = [file for file in files if not any(part.startswith(".") for part in file.split("/"))]
-    wanted = [file for file in files if (file[:-3] if file.endswith(".gz") else file).lower().endswith(_EXTENSIONS)]
+    wanted = [file for file in files if _is_wanted(file)]
+    if any(re.match(r"captions_.*\.json", file.rsplit("/", 1)[-1]) for file in wanted):
+        wanted = [file for file in wanted if not _NOT_CAPTIONS.fullmatch(file.rsplit("/", 1)[-1])]
     if not wanted:
         raise BuildError(
-            f"captions in the folder {name}: none of its {len(files):,} files ends in {' '.join(_EXTENSIONS)} "
-            "(or one of these and .gz)"
+            f"captions in the folder {printable(name)}: none of its {len(files):,} files ends in "
+            f"{' '.join(_EXTENSIONS)} (or one of these and {' '.join(PACKED)}, or .tar)"
         )
     return name, [piece(file) for file in wanted], len(files) - len(wanted)
+
+
+def _not_again() -> BinaryIO:
+    raise AssertionError("a file in an archive is read once")
 
 
 def _reopen(piece: _Piece, form: str, field: str) -> Iterator[Union[str, Damage]]:
     with piece.open() as stream:
         yield from READERS[form](stream, field)
-
-
-class _Watched(io.RawIOBase):
-    """A stream whose bytes are counted and hashed as they pass."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw, self._ahead = raw, b""
-        self.seen = 0
-        self.digest = hashlib.sha256()
-
-    def peek(self, size: int) -> bytes:
-        """The next ``size`` bytes, or what there is; they are read again afterwards."""
-        while len(self._ahead) < size:
-            piece = self._raw.read(size - len(self._ahead))
-            if not piece:
-                break
-            self._ahead += piece
-        return self._ahead
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece, self._ahead = self._ahead[: len(buffer)], self._ahead[len(buffer) :]
-        piece = piece or self._raw.read(len(buffer))
-        buffer[: len(piece)] = piece
-        self.seen += len(piece)
-        self.digest.update(piece)
-        return len(piece)
-
-    def drain(self) -> None:
-        """Read to the end: the digest is of the whole file, also where a reader had no use for its last bytes."""
-        while self.read(1 << 20):
-            pass
 
 
 class _Unclosed(io.RawIOBase):

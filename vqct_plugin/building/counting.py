@@ -4,24 +4,30 @@ One process reads the captions and hands them out in batches, a bounded number o
 up in any order. Memory grows with distinct words and pairs, not with captions.
 """
 
+import asyncio
+import concurrent.futures
 import functools
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from typing import Callable, Deque, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
+from contextlib import contextmanager, suppress
+from typing import Any, Callable, Deque, Iterable, Iterator, List, Optional, Protocol, Sequence, Tuple
 
 import nltk
 from tqdm import tqdm
 
 from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.languages import refuse_foreign
 from vqct_plugin.building.tagging import PARTS, CaptionTagger, WordCounts, batches, make_lemmatizer
 
 _BATCH = 500  # captions; about a fifth of a second of tagging
+_LOOK = 5.0  # seconds between looks at a Dask cluster that a batch is waited for
+_PATIENCE = 30.0  # seconds for new workers, or the scheduler, to come
 _AHEAD = 3  # batches for each worker that wait or are being counted
 
 Submit = Callable[[List[str]], Callable[[], WordCounts]]
@@ -46,14 +52,14 @@ def count_captions(
     """Tag all captions and count their words and pairs.
 
     Args:
-        corpora: iterables of captions.
+        corpora: iterables of captions, which have to be in English.
         parts: the parts of speech to count.
         workers: processes on this machine that tag.
         scheduler: the address of a Dask scheduler whose workers tag, instead of ``workers``.
         progress: a progress bar on stderr.
 
     Raises:
-        BuildError: a corpus is not what it should be, or the workers cannot do their work.
+        BuildError: a corpus is not what it should be, is in another language, or the workers cannot do their work.
     """
     lemma = make_lemmatizer()  # and its data, before the long work
     CaptionTagger()
@@ -76,7 +82,8 @@ def _read_captions(corpora: Iterable[Corpus], progress: bool) -> Iterator[str]:
     with tqdm(total=total, desc="tagging captions", unit="B", unit_scale=True, disable=not progress) as bar:
         done = 0
         for corpus in corpora:
-            for caption in corpus:
+            name = str(getattr(corpus, "shown_name", getattr(corpus, "name", "the corpus")))
+            for caption in refuse_foreign(corpus, name):
                 if done + corpus.bytes_read > bar.n:
                     bar.update(done + corpus.bytes_read - bar.n)
                 yield caption
@@ -145,16 +152,57 @@ def _dask(parts: Tuple[str, ...], scheduler: str) -> Iterator[Tuple[Submit, int]
 
     def submit(batch: List[str]) -> Callable[[], WordCounts]:
         # A batch whose worker is lost is counted again by another.
-        return client.submit(_count_on_dask, batch, parts, nltk.__version__, pure=False, retries=2).result
+        try:
+            future = client.submit(_count_on_dask, batch, parts, nltk.__version__, pure=False, retries=2)
+        except Exception as error:  # a client whose scheduler is lost closes itself
+            raise BuildError(_describe_loss(scheduler, f"cannot be reached any more ({error})")) from error
+        return lambda: _wait_for(future, client, scheduler)
 
     try:
-        with client:
-            number = sum(client.nthreads().values())
-            if not number:
-                raise BuildError(f"the Dask scheduler at {scheduler!r} has no workers; start one: dask worker ADDRESS")
-            yield submit, number
+        number = sum(client.nthreads().values())
+        if not number:
+            raise BuildError(f"the Dask scheduler at {scheduler!r} has no workers; start one: dask worker ADDRESS")
+        yield submit, number
     except KilledWorker as error:
         raise BuildError(f"several Dask workers died over the same captions; the last: {error}") from error
+    finally:
+        with suppress(Exception):  # the scheduler may be gone
+            client.close(timeout=5)
+
+
+def _wait_for(future: Any, client: Any, scheduler: str) -> WordCounts:
+    """A batch's counts; Dask by itself waits forever for workers to come, and for a scheduler to come back."""
+    alone_since: Optional[float] = None
+    while True:
+        begun = time.monotonic()
+        try:
+            result: WordCounts = future.result(timeout=_LOOK)
+            return result
+        except (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError):
+            missing = "has no workers any more"
+            if client.status == "running":
+                try:
+                    if client.sync(client.scheduler.ncores, callback_timeout=_LOOK):
+                        alone_since = None
+                        continue
+                except Exception:  # it fails in many ways where the connection is lost
+                    missing = "does not answer any more"
+            else:
+                missing = "does not answer any more"
+        except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
+            raise BuildError(_describe_loss(scheduler, "does not answer any more")) from error
+        except OSError as error:
+            raise BuildError(_describe_loss(scheduler, f"cannot be reached any more ({error})")) from error
+        alone_since = begun if alone_since is None else alone_since
+        if time.monotonic() - alone_since > _PATIENCE:
+            raise BuildError(_describe_loss(scheduler, missing))
+
+
+def _describe_loss(scheduler: str, what: str) -> str:
+    return (
+        f"the Dask scheduler at {scheduler!r} {what}, and the captions are not all counted; begin again when it and "
+        "its workers are there"
+    )
 
 
 def _count_on_dask(captions: List[str], parts: Tuple[str, ...], nltk_version: str) -> WordCounts:

@@ -4,11 +4,13 @@ A reader yields a caption (``str``), a ``Mended`` one, or a ``Damage``; what to 
 Memory does not grow with the stream.
 """
 
-import codecs
 import csv
+import itertools
 import json
 import re
 from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
+
+__all__ = ["BuildError"]
 
 FORMATS = ("auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet")
 
@@ -24,6 +26,10 @@ _LINES_OF_A_ROW = 20  # of a table, where a quoted caption may run over several
 
 class BuildError(ValueError):
     """A prior cannot be built from what was given."""
+
+
+class DamagedError(ValueError):
+    """Why one line or record is skipped."""
 
 
 class Damage(NamedTuple):
@@ -52,21 +58,20 @@ def recognize_format(head: bytes, name: str, field: str) -> str:
     if head.startswith(b"PAR1"):
         return "parquet"
     name = name.lower()
-    if name.endswith(".gz"):
-        name = name[:-3]
+    name = re.sub(r"\.(gz|bz2|xz|zst)$", "", name)
     if name.endswith((".jsonl", ".ndjson")):
         return "jsonl"
     text = head.decode("utf-8-sig", errors="replace").lstrip()
     if re.match(r'\{\s*["}]', text):
         first, _, rest = text.partition("\n")
         record = _record(first)
-        return "jsonl" if record is not None and (rest.strip() or field in record) else "coco"
+        return "jsonl" if record is not None and (rest.strip() or _has_captions(record, field)) else "coco"
     if re.match(r'\[\s*[{"\]]', text):
         return "coco"
     lines = [line.strip() for line in text.splitlines()[:_SAMPLE_LINES] if line.strip()]
     if not lines:
         return "text"
-    if name.endswith(".tsv"):
+    if name.endswith(".tsv") or (field.isdigit() and sum("\t" in line for line in lines) * 2 > len(lines)):
         return "tsv"
     if name.endswith(".csv") or any(
         len(names) > 1 and field in names for names in (_header(lines[0], delimiter) for delimiter in _DELIMITERS)
@@ -82,6 +87,13 @@ def _record(line: str) -> Optional[Dict[str, Any]]:
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def _has_captions(record: Dict[str, Any], field: str) -> bool:
+    try:
+        return bool(list_captions(record, field))
+    except DamagedError:
+        return False
 
 
 def _header(line: str, delimiter: str) -> List[str]:
@@ -103,7 +115,7 @@ def read_flickr(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
 def _strip_image(text: str) -> str:
     match = _FLICKR.fullmatch(text)
     if match is None:
-        raise _DamagedError("no image#k before the caption")
+        raise DamagedError("no image#k before the caption")
     return match["caption"] if match["tab"] else Mended(match["caption"])
 
 
@@ -114,49 +126,26 @@ def read_jsonl(stream: BinaryIO, field: str) -> Iterator[Caption]:
             text = _decode(line)
             if not text:
                 continue
-            captions = _list_captions(json.loads(text), field)
-        except _DamagedError as reason:
+            captions = list_captions(json.loads(text), field)
+        except DamagedError as reason:
             yield Damage(f"line {number}", str(reason), repr(line[:60]))
         except (ValueError, RecursionError):
             yield Damage(f"line {number}", "not JSON", repr(line[:60]))
         else:
-            yield from _parse_values(f"line {number}", captions)
-
-
-def read_coco(stream: BinaryIO, field: str) -> Iterator[Caption]:
-    """COCO's annotations, ``{"annotations": [{"caption": ...}, ...]}``; or a JSON list of such records or of strings.
-
-    The document is read piece by piece. Undecodable bytes damage the captions that they stand in, no others.
-    """
-    try:
-        import ijson  # a JSON document as a stream: COCO's files have a million captions
-    except ImportError as error:
-        raise BuildError(f"{error}; reading a JSON document needs it: pip install 'vqct-plugin[prior]'") from error
-    document = _Decodable(stream)
-    first = document.first()
-    records = ijson.items(document, "item" if first == b"[" else "annotations.item")
-    number = 0
-    try:
-        for number, record in enumerate(records, 1):
-            try:
-                captions = _list_captions(record, field)
-            except _DamagedError as reason:
-                yield Damage(f"record {number}", str(reason), str(record)[:60])
-            else:
-                yield from _parse_values(f"record {number}", captions)
-    except ijson.JSONError as error:
-        raise BuildError(f"no whole JSON document, it breaks off after record {number:,}: {error}") from error
-    if not number:
-        raise BuildError('a JSON document without captions; expected {"annotations": [...]} as COCO has it, or a list')
+            yield from parse_values(f"line {number}", captions)
 
 
 def read_csv(stream: BinaryIO, field: str) -> Iterator[Caption]:
-    """Comma-separated values with a header that names ``field``; tab, semicolon and bar separate as well."""
+    """Comma-separated values with a header that names ``field``; tab, semicolon and bar separate as well.
+
+    Where ``field`` is a number and no column is called so, the table has no header, and it is the number of the column,
+    from 1.
+    """
     return _read_delimited(stream, field, "")
 
 
 def read_tsv(stream: BinaryIO, field: str) -> Iterator[Caption]:
-    """Tab-separated values with a header that names ``field``."""
+    """Tab-separated values with a header that names ``field``, or without one, as ``read_csv``."""
     return _read_delimited(stream, field, "\t")
 
 
@@ -172,18 +161,24 @@ def _read_delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Ca
 
     lines = texts()
     header = next(lines, "").lstrip("\ufeff")
-    if not delimiter:  # the one that makes the field a column; a comma where none does
+    if not delimiter and field.isdigit():  # no header, so the first line tells
+        delimiter = next((d for d in _DELIMITERS if d in header), ",")
+    elif not delimiter:  # the one that makes the field a column; a comma where none does
         delimiter = next((d for d in _DELIMITERS if d in header and field in _header(header, d)), ",")
     names = [name.strip() for name in next(csv.reader([header.strip("\r\n")], delimiter=delimiter), [])]
-    if field not in names:
+    by_number = field.isdigit() and field not in names
+    if by_number and not 1 <= int(field) <= len(names):
+        raise BuildError(f"no column {field}; its first line has {len(names)} columns, the first of them is 1")
+    if field not in names and not by_number:
         raise BuildError(
             f"no column {field!r}; its columns are {', '.join(map(repr, names)) or 'none'}: name one with "
-            "caption_field, or pass caption_format='text'"
+            "caption_field (by its number, from 1, if the first line is no header), or pass caption_format='text'"
         )
-    column = names.index(field)
-    rows = csv.reader(lines, delimiter=delimiter)
+    column = int(field) - 1 if by_number else names.index(field)
+    rows = csv.reader(itertools.chain([header], lines) if by_number else lines, delimiter=delimiter)
+    headers = 0 if by_number else 1
     while True:
-        first = rows.line_num + 2  # the header was the first line
+        first = rows.line_num + 1 + headers
         where, reason = f"line {first}", ""
         try:
             row = next(rows)
@@ -196,7 +191,7 @@ def _read_delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Ca
         too_long.clear()
         if reason == "end":
             return
-        used = rows.line_num + 2 - first
+        used = rows.line_num + 1 + headers - first
         if reason or used > _LINES_OF_A_ROW:  # a quote that is not closed has swallowed the lines after it
             for number in range(first, first + used):
                 yield Damage(f"line {number}", reason or f"in a field of {used} lines, from line {first}", "")
@@ -206,7 +201,7 @@ def _read_delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Ca
         if len(row) != len(names):
             yield Damage(where, f"{len(row)} fields under a header of {len(names)}", repr(delimiter.join(row)[:60]))
             continue
-        yield from _parse_values(where, [row[column]])
+        yield from parse_values(where, [row[column]])
 
 
 def read_parquet(stream: BinaryIO, field: str) -> Iterator[Caption]:
@@ -218,28 +213,29 @@ def read_parquet(stream: BinaryIO, field: str) -> Iterator[Caption]:
     try:
         file = parquet.ParquetFile(stream)
         names = list(file.schema_arrow.names)
-        if field not in names:
+        column = field if field in names else field.split(".")[0]
+        if column not in names:
             raise BuildError(
                 f"no column {field!r}; its columns are {', '.join(map(repr, names))}: name one with caption_field"
             )
         row = 0
-        for batch in file.iter_batches(batch_size=4096, columns=[field]):
+        for batch in file.iter_batches(batch_size=4096, columns=[column]):
             for value in batch.column(0).to_pylist():
                 row += 1
                 try:
-                    captions = _list_captions(value, field)
-                except _DamagedError as reason:
+                    captions = list_captions({column: value}, field)
+                except DamagedError as reason:
                     yield Damage(f"row {row}", str(reason), repr(value)[:60])
                 else:
-                    yield from _parse_values(f"row {row}", captions)
+                    yield from parse_values(f"row {row}", captions)
     except (ArrowInvalid, OSError) as error:
         raise BuildError(f"no whole Parquet file: {error}") from error
 
 
+#: without "coco", a JSON document, which ``documents.py`` reads
 READERS: Dict[str, Reader] = {
     "text": read_text,
     "flickr": read_flickr,
-    "coco": read_coco,
     "jsonl": read_jsonl,
     "csv": read_csv,
     "tsv": read_tsv,
@@ -247,61 +243,76 @@ READERS: Dict[str, Reader] = {
 }
 
 
-class _DamagedError(ValueError):
-    """Why one line or record is skipped."""
+def list_captions(record: Any, field: str) -> List[str]:
+    """The captions of a record: a string, a mapping with captions under ``field``, or a list of these.
+
+    ``field`` may name a field in a field, as in ``"sentences.raw"``; lists on the way are gone through.
+
+    Raises:
+        DamagedError: the field is not there, or what is there is no string.
+    """
+    captions: List[str] = []
+    for value in record if isinstance(record, list) else [record]:
+        found = _descend(value, field) if isinstance(value, dict) else [value]
+        for caption in found:
+            if not isinstance(caption, str):
+                raise DamagedError(f"a caption has to be a string, not {type(caption).__name__}")
+            captions.append(caption)
+    return captions
 
 
-def _list_captions(record: Any, field: str) -> List[Any]:
-    """The captions of a record: a string, a list of strings, or a mapping with one of these under ``field``."""
-    if isinstance(record, dict):
-        if field not in record:
-            raise _DamagedError(f"no {field!r} in it")
-        record = record[field]
-    values = record if isinstance(record, list) else [record]
-    for value in values:
-        if not isinstance(value, str):
-            raise _DamagedError(f"a caption has to be a string, not {type(value).__name__}")
-    return values
+def _descend(record: Dict[str, Any], field: str) -> List[Any]:
+    names = [field] if field in record else field.split(".")
+    found: List[Any] = [record]
+    for name in names:
+        inner: List[Any] = []
+        for value in found:
+            if not isinstance(value, dict) or name not in value:
+                raise DamagedError(f"no {field!r} in it")
+            inner += value[name] if isinstance(value[name], list) else [value[name]]
+        found = inner
+    return found
 
 
 def _parse_line(number: int, line: bytes, take: Callable[[str], str]) -> Iterable[Caption]:
     try:
         text = _decode(line)
         return [_check_text(take(text))] if text else []
-    except _DamagedError as reason:
+    except DamagedError as reason:
         return [Damage(f"line {number}", str(reason), repr(line[:60]))]
 
 
-def _parse_values(where: str, values: Iterable[str]) -> Iterator[Caption]:
+def parse_values(where: str, values: Iterable[str]) -> Iterator[Caption]:
+    """Captions out of what a record holds, or the damage in them."""
     for value in values:
         try:
             if any("\udc80" <= character <= "\udcff" for character in value):
-                raise _DamagedError("not UTF-8")
+                raise DamagedError("not UTF-8")
             if len(value) > _LONGEST:
-                raise _DamagedError(f"longer than {_LONGEST} characters")
+                raise DamagedError(f"longer than {_LONGEST} characters")
             caption = " ".join(value.split())
             if caption:
                 yield _check_text(caption)
-        except _DamagedError as reason:
+        except DamagedError as reason:
             yield Damage(where, str(reason), repr(value[:60]))
 
 
 def _decode(line: bytes) -> str:
     if len(line) > _LONGEST:
-        raise _DamagedError(f"longer than {_LONGEST} bytes")
+        raise DamagedError(f"longer than {_LONGEST} bytes")
     try:
         return line.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise _DamagedError(f"not UTF-8 at byte {error.start}") from error
+        raise DamagedError(f"not UTF-8 at byte {error.start}") from error
 
 
 def _check_text(text: str) -> str:
     if any(character < " " and character != "\t" for character in text):
-        raise _DamagedError("control characters")
+        raise DamagedError("control characters")
     if "\ufffd" in text:
-        raise _DamagedError("undecodable bytes")
+        raise DamagedError("undecodable bytes")
     if not any(map(str.isalpha, text)):
-        raise _DamagedError("no letter in the caption")
+        raise DamagedError("no letter in the caption")
     return text
 
 
@@ -315,34 +326,3 @@ def _lines(stream: BinaryIO) -> Iterator[bytes]:
         while len(rest) > _LONGEST and not rest.endswith(b"\n"):
             rest = stream.readline(_LONGEST + 1)
         yield line
-
-
-class _Decodable:
-    """A stream whose undecodable bytes are replaced, for a parser that would stop at the first."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
-        self._kept = b""
-
-    def first(self) -> bytes:
-        """The first character of the document that is not a space."""
-        while not self._kept.strip():
-            piece = self._next(1 << 16)
-            if not piece:
-                return b""
-            self._kept += piece
-        return self._kept.strip()[:1]
-
-    def read(self, size: int = -1) -> bytes:
-        if size == 0:  # ijson asks so what kind of stream this is
-            return b""
-        kept, self._kept = self._kept, b""
-        return kept or self._next(size)
-
-    def _next(self, size: int) -> bytes:
-        while True:
-            piece = self._stream.read(size)
-            text = self._decoder.decode(piece, final=not piece).encode()
-            if text or not piece:
-                return text

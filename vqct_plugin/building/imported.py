@@ -14,30 +14,23 @@ gives each code one of weight 1 (``add_remaining_self_loops``, edges without wei
 """
 
 import hashlib
-import io
-import pickle
-from collections import Counter
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import numpy as np
 
+from vqct_plugin._files import NotAFileError, find_target, printable
 from vqct_plugin._version import __version__
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.tagging import PARTS
-from vqct_plugin.compat import pickles as _pickles
+from vqct_plugin.building.untrusted import KEYS, RefusedError, read_apart
 from vqct_plugin.prior import CodebookPrior
+
+__all__ = ["import_prior"]
 
 #: the model of the authors' file
 CLIP = "openai/clip-vit-base-patch32"
-_KEYS = {
-    "adj_code_book_num": dict,
-    "noun_code_book_num": dict,
-    "adj_code_book_vec": dict,
-    "noun_code_book_vec": dict,
-    "adj_noun_edges": list,
-}
 
 
 def import_prior(
@@ -52,7 +45,9 @@ def import_prior(
 
     The codes are the words that have a vector. Edges with a word that is no code are left out, as the authors'
     quantizer leaves them out; repeated edges add up. The pickle is read by an unpickler that makes tensors and plain
-    values and refuses everything else, so it can run no code.
+    values and refuses everything else, so it can run no code; and in a process of its own, which may take 512 MB and
+    24 bytes more for each byte of the file, and 10 seconds and one more for each 2 MB. (Windows and macOS limit the
+    time only.)
 
     Args:
         pickle_file: for instance ``big_nlp_word_knowledge_clip.pkl``.
@@ -63,14 +58,23 @@ def import_prior(
         force: replace an existing ``output``.
 
     Raises:
-        BuildError: no such file, a pickle that names anything but tensors, or another layout.
+        BuildError: no such file, a pickle that names anything but tensors or takes too much to read, or another layout.
         PriorError: the content makes no prior, or the file cannot be written.
     """
     path = Path(pickle_file)
     try:
+        if path.exists() and not path.is_file():  # a device may have no end
+            raise BuildError(f"{printable(path)} is no file; expected the authors' pickle")
         data = path.read_bytes()
-    except OSError as error:
-        raise BuildError(f"{path} cannot be read: {error.strerror or error}") from error
+        if output is not None:  # before the reading, which may take a minute
+            find_target(Path(output))
+    except NotAFileError as error:
+        raise BuildError(f"output {error}") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, BuildError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise BuildError(f"{printable(path)} cannot be read: {why}") from error
     known = _read(path, data)
     words: List[str] = []
     part_of_speech: List[int] = []
@@ -83,18 +87,17 @@ def import_prior(
             words.append(word)
             part_of_speech.append(number)
             count.append(_count(path, known[f"{part}_code_book_num"], word, part))
-            vectors.append(_vector(path, word, vector))
+            vectors.append(_vector(path, word, *vector))
     if len({len(vector) for vector in vectors}) != 1:
-        raise BuildError(f"{path}: vectors of {sorted({len(v) for v in vectors})} numbers; expected one length")
-    try:
-        seen = Counter((adjective, noun) for adjective, noun in known["adj_noun_edges"])
-        if authors_edges:
-            one = {word: i for (_, word), i in place.items()}  # the nouns come last, so a noun stands for both
-            ends = [(one.get(a), one.get(b), c) for (a, b), c in sorted(seen.items())]
-        else:
-            ends = [(place.get((0, a)), place.get((1, b)), c) for (a, b), c in sorted(seen.items())]
-    except (TypeError, ValueError) as error:
-        raise BuildError(f"{path}: adj_noun_edges has to be a list of (adjective, noun): {error}") from error
+        raise BuildError(
+            f"{printable(path)}: vectors of {sorted({len(v) for v in vectors})} numbers; expected one length"
+        )
+    seen = known["adj_noun_edges"]
+    if authors_edges:
+        one = {word: i for (_, word), i in place.items()}  # the nouns come last, so a noun stands for both
+        ends = [(one.get(a), one.get(b), c) for (a, b), c in sorted(seen.items())]
+    else:
+        ends = [(place.get((0, a)), place.get((1, b)), c) for (a, b), c in sorted(seen.items())]
     kept = [(a, b, c) for a, b, c in ends if a is not None and b is not None]
     left_out = sum(seen.values()) - sum(c for _, _, c in kept)
     loops = sum(c for a, b, c in kept if a == b)
@@ -127,68 +130,49 @@ def import_prior(
 
 
 def _read(path: Path, data: bytes) -> Dict[str, Any]:
-    unpickler = _Unpickler(io.BytesIO(data))
+    """The keys of the authors' layout; edges are counted, and the vectors float16 or float32."""
     try:
-        content = unpickler.load()
-        if isinstance(content, dict):
-            content = {key: _pickles.materialize(content[key], unpickler.bytes_of) for key in _KEYS if key in content}
-    except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
+        found, numbers = read_apart(data)
+    except RefusedError as error:
         raise BuildError(
-            f"{path} is refused: {error}. Expected a pickle of plain values and tensors only, laid out as the authors' "
-            "big_nlp_word_knowledge_clip.pkl"
+            f"{printable(path)} is refused: {printable(error, 1000)}. Expected a pickle of plain values and tensors "
+            "only, laid out as the authors' big_nlp_word_knowledge_clip.pkl"
         ) from error
-    there = content if isinstance(content, dict) else {}
-    missing = [key for key, kind in _KEYS.items() if type(there.get(key)) is not kind]
-    if missing:
+    if "missing" in found:
         raise BuildError(
-            f"{path} has no {', '.join(missing)}; expected the authors' layout: dictionaries and a list called "
-            f"{', '.join(_KEYS)}"
+            f"{printable(path)} has no {', '.join(found['missing'])}; expected the authors' layout: dictionaries and a "
+            f"list called {', '.join(KEYS)}"
         )
+    content: Dict[str, Any] = {}
+    rows = iter(numbers)
     for part in ("adj", "noun"):
-        if not content[f"{part}_code_book_vec"]:
-            raise BuildError(f"{path}: {part}_code_book_vec is empty")
+        if not found[part]:
+            raise BuildError(f"{printable(path)}: {part}_code_book_vec is empty")
+        content[f"{part}_code_book_num"] = {word: count for word, count, _ in found[part]}
+        content[f"{part}_code_book_vec"] = {word: (dtype, next(rows)) for word, _, dtype in found[part]}
+    if found.get("bad_edges"):
+        raise BuildError(f"{printable(path)}: adj_noun_edges has to be a list of (adjective, noun)")
+    names = found["names"]
+    content["adj_noun_edges"] = {(names[a], names[b]): count for a, b, count in found["edges"]}
     return content
 
 
-class _Unpickler(_pickles.TensorUnpickler):
-    """Tensors and plain values; any other global is refused by name."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self._storages: Dict[str, bytes] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("torch.storage", "_load_from_bytes"):
-            return _pickles.Known(self._load_from_bytes)
-        found = super().find_class(module, name)
-        if isinstance(found, type) and issubclass(found, _pickles.Inert):
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor and no plain value")
-        return found
-
-    def _load_from_bytes(self, data: bytes) -> _pickles.Storage:
-        """A tensor's numbers, for which a plain pickle has a stream of torch.save's in it."""
-        storage, storage_bytes = _pickles.read_stream(io.BytesIO(data))
-        if not isinstance(storage, _pickles.Storage):
-            raise pickle.UnpicklingError("a tensor without a storage")
-        key = str(len(self._storages))
-        self._storages[key] = storage_bytes(storage)
-        return storage._replace(key=key)
-
-    def bytes_of(self, storage: _pickles.Storage) -> bytes:
-        """The numbers of a storage."""
-        return self._storages[storage.key]
+def _count(path: Path, counts: Dict[str, Any], word: str, part: str) -> int:
+    if counts[word] is None:
+        raise BuildError(f"{printable(path)}: {part}_code_book_num has no count for {printable(repr(word))}")
+    return int(counts[word])
 
 
-def _count(path: Path, counts: Dict[Any, Any], word: Any, part: str) -> int:
-    count = counts.get(word)
-    if not isinstance(count, int):
-        raise BuildError(f"{path}: {part}_code_book_num has no count for {word!r}")
-    return count
-
-
-def _vector(path: Path, word: Any, vector: Any) -> np.ndarray:
-    import torch
-
-    if not isinstance(vector, torch.Tensor) or vector.ndim != 1 or not vector.is_floating_point():
-        raise BuildError(f"{path}: the vector of {word!r} has to be a tensor of one dimension with numbers")
-    return (vector if vector.dtype == torch.float16 else vector.float()).numpy()
+def _vector(path: Path, word: str, dtype: str, numbers: bytes) -> np.ndarray:
+    if not dtype:
+        shown = printable(repr(word))
+        raise BuildError(
+            f"{printable(path)}: the vector of {shown} has to be a tensor of one dimension with numbers of float16 to "
+            "float64"
+        )
+    if dtype == "bfloat16":  # numpy has none: it is the upper half of a float32
+        return (np.frombuffer(numbers, dtype="<u2").astype("<u4") << 16).view(np.float32)
+    if dtype in ("float16", "half"):
+        return np.frombuffer(numbers, dtype="<f2")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused with the prior
+        return np.frombuffer(numbers, dtype="<f4" if dtype in ("float32", "float") else "<f8").astype(np.float32)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vqct_plugin._drawing import COLOURS, in_two_dimensions, label_points
+from vqct_plugin._drawing import COLORS, in_two_dimensions, label_points
 from vqct_plugin._files import write_whole
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
@@ -64,9 +64,9 @@ def prior_figure(prior: CodebookPrior) -> Any:
     for number, (axis, part) in enumerate(zip(maps, prior.parts)):
         places = np.flatnonzero(prior.part_of_speech == number)[:_ON_MAP]
         shown = "" if len(places) == prior.sizes[part] else f", the {len(places):,} commonest"
-        axis.set_title(f"{prior.sizes[part]:,} {part}s{shown}", color=COLOURS[number % len(COLOURS)])
+        axis.set_title(f"{prior.sizes[part]:,} {part}s{shown}", color=COLORS[number % len(COLORS)])
         points = in_two_dimensions(prior.vectors[places])
-        axis.scatter(*points.T, s=5, color=COLOURS[number % len(COLOURS)], alpha=0.5, linewidths=0)
+        axis.scatter(*points.T, s=5, color=COLORS[number % len(COLORS)], alpha=0.5, linewidths=0)
         axis.set_xticks([])
         axis.set_yticks([])
     counts, degrees = halves[1].subplots(1, 2)
@@ -76,7 +76,7 @@ def prior_figure(prior: CodebookPrior) -> Any:
         for axis, values in ((counts, prior.count), (degrees, degree)):
             ranked = np.sort(values[of_part])[::-1]
             ranked = ranked[ranked > 0]
-            axis.loglog(np.arange(1, len(ranked) + 1), ranked, color=COLOURS[number % len(COLOURS)], label=f"{part}s")
+            axis.loglog(np.arange(1, len(ranked) + 1), ranked, color=COLORS[number % len(COLORS)], label=f"{part}s")
     counts.set_title("times seen, the commonest word first")
     degrees.set_title("edges of a word, the most tied first")
     for axis in (counts, degrees):

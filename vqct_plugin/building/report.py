@@ -10,6 +10,8 @@ from vqct_plugin.building.neighbors import find_nearest
 from vqct_plugin.building.tagging import WordCounts
 from vqct_plugin.prior import CodebookPrior
 
+__all__ = ["BuildReport"]
+
 _COMMONEST = 12
 _ASKED = 3  # words of each part whose nearest are shown
 _NEAREST = 4

@@ -210,8 +210,8 @@ def make_lemmatizer() -> Callable[[str, str], str]:
 
 
 def describe_tagger() -> str:
-    """What tagged and lemmatised, for a prior's record."""
-    return (
+    """What tagged and lemmatized, for a prior's record."""
+    return (  # a record's text stays as it is in files that exist, its spelling too: the same recipe, the same bytes
         f"NLTK {nltk.__version__}: word_tokenize, averaged_perceptron_tagger_eng, "
         f"noun lemmatiser of WordNet {wordnet.get_version()}"
     )

@@ -2,14 +2,10 @@
 
 Each source is called with words and their parts of speech and gives ``(n, dim)`` float32 vectors and which words it
 knows, (n,) bool. The row of a word that it does not know is NaN, so that it cannot pass for a vector.
-
-This file is long: every kind of language model and file of vectors that is served, side by side.
 """
 
 import gzip
 import hashlib
-import os
-import re
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +16,8 @@ from tqdm import tqdm
 
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.language_model import LanguageModel, first_line
+from vqct_plugin.building.pooling import POOLINGS, choose_device, pool, read_pooling
 
 #: the authors' prompts, of one form for all that is no adjective
 PROMPTS = {
@@ -32,94 +30,20 @@ PROMPTS = {
 Vectors = Tuple[np.ndarray, np.ndarray]
 
 
-class LanguageModel:
-    """A ``transformers`` model and its tokenizer.
-
-    Args:
-        plm: a local folder, as ``save_pretrained`` writes it, or a name on the Hugging Face hub.
-        name: what to call the model in the prior; the folder's base name or the hub name by default.
-
-    Raises:
-        BuildError: the model or its tokenizer cannot be loaded, or takes no text.
-    """
-
-    def __init__(self, plm: str, name: Optional[str] = None) -> None:
-        is_folder = bool(plm) and Path(plm).is_dir()
-        is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", plm) and not Path(plm).exists()
-        if not is_folder and not is_name:
-            hint = "; pass a file of word vectors as word_vectors" if Path(plm).is_file() else ""
-            raise BuildError(f"language model {plm!r} is neither a folder that exists nor a name on the hub{hint}")
-        self.name = name or (Path(plm).resolve().name if is_folder else plm)
-        import transformers  # seconds of import: only once something is to be loaded
-
-        try:
-            config = transformers.AutoConfig.from_pretrained(plm)
-            if _takes_no_text(config):
-                raise BuildError(f"language model {self.name!r} ({config.model_type}) has no text input")
-            self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(plm)
-            projected = getattr(transformers, "CLIPTextModelWithProjection", None)
-            kind = projected if config.model_type == "clip_text_model" and projected else transformers.AutoModel
-            self.model: Any = kind.from_pretrained(plm).eval()
-        except BuildError:
-            raise
-        except Exception as error:
-            raise BuildError(
-                f"{_explain_failure(plm, is_folder)}\n({type(error).__name__}: {_first_line(error)})"
-            ) from error
-
-    def knows(self, words: Sequence[str]) -> np.ndarray:
-        """(n,) bool; unknown is a word with the tokenizer's unknown piece, or no piece at all, for a part of it."""
-        return np.array([self.is_known(pieces) for pieces in self.pieces(words)], dtype=bool)
-
-    def is_known(self, pieces: Sequence[int]) -> bool:
-        """Whether these pieces are a word's."""
-        unknown = self.tokenizer.unk_token_id
-        return bool(pieces) and (unknown is None or unknown not in pieces)
-
-    def pieces(self, words: Sequence[str]) -> List[List[int]]:
-        """A word's pieces as it stands inside a sentence.
-
-        Byte-level tokenizers (GPT-2) have another, commoner piece for a word after a space; for others the space is
-        nothing, or (Llama) a piece of its own, and then the word without it is meant.
-        """
-
-        def tokenize(texts: List[str]) -> List[List[int]]:
-            return list(self.tokenizer(texts, add_special_tokens=False)["input_ids"]) if texts else []
-
-        after_space, bare = tokenize([f" {word}" for word in words]), tokenize(list(words))
-        return [a if len(a) <= len(b) else b for a, b in zip(after_space, bare)]
-
-    def whole_words(self) -> List[str]:
-        """The words in lower case that the tokenizer's vocabulary has as one piece."""
-        pieces = list(self.tokenizer.get_vocab())
-        # byte-level, unigram and CLIP's pieces have a mark where a word begins or ends; WordPiece marks the others
-        for mark in (r"\u0120(\w+)", r"\u2581(\w+)", r"(\w+)</w>", r"(\w+)"):
-            words = sorted({match[1] for match in (re.fullmatch(mark, piece) for piece in pieces) if match})
-            if words:
-                break
-        words = [word for word in words if len(word) > 1 and word.isalpha() and word == word.lower()]
-        return [word for word, pieces in zip(words, self.pieces(words)) if len(pieces) == 1 and self.is_known(pieces)]
-
-
 class InputEmbeddings:
     """A word's vector is the mean of its pieces' rows in the model's input embeddings; the model is then released."""
 
     def __init__(self, language_model: LanguageModel) -> None:
         self._language_model = language_model
         self.name = language_model.name
-        model = language_model.model
-        try:
-            table = _input_table(model)
-        except (NotImplementedError, AttributeError) as error:
-            raise BuildError(f"language model {self.name!r} ({type(model).__name__}) has no text input") from error
-        tokenizer = language_model.tokenizer
+        table, tokenizer = language_model.read_table(), language_model.tokenizer
         if table.ndim != 2 or table.shape[0] < len(tokenizer):
             raise BuildError(
-                f"the input embeddings of {self.name!r} ({type(model).__name__}) have shape {tuple(table.shape)}; "
-                f"expected at least one row for each of the tokenizer's {len(tokenizer):,} pieces"
+                f"the input embeddings of {self.name!r} ({language_model.config.model_type}) have shape "
+                f"{tuple(table.shape)}; expected at least one row for each of the tokenizer's {len(tokenizer):,} pieces"
             )
-        self._table = table.detach().float().cpu().numpy().copy()
-        language_model.model = None  # gigabytes of a large one, and only the table is wanted
+        self._table = table.float().cpu().numpy().copy()
+        language_model.release()
 
     def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
         """(n,) bool: which words have a vector."""
@@ -147,31 +71,39 @@ class InputEmbeddings:
     def describe(self) -> Dict[str, Any]:
         """How the vectors were made, for a prior's record."""
         digest = hashlib.sha256(np.ascontiguousarray(self._table).tobytes()).hexdigest()
-        return {"kind": "input embeddings, mean over a word's pieces", "table_sha256": digest}
+        kind = "input embeddings, mean over a word's pieces"
+        return {"kind": kind, "table_sha256": digest, **_describe_revision(self._language_model)}
 
 
 class PromptEncodings:
     """A word's vector is the model's encoding of a prompt that holds it, pooled as the architecture wants.
 
-    - a model with text features of its own (CLIP): these, projected, as in the paper;
-    - encoder and decoder (T5): the mean over the encoder's tokens;
+    - a model with text features of its own (CLIP): these, projected, as in the paper; SigLIP's are of prompts padded to
+      its 64 places, as it was trained, and of the last of them;
+    - a model that says itself how it is pooled, in sentence-transformers' ``1_Pooling/config.json`` (BGE: the first
+      token): so;
+    - encoder and decoder (T5), or the encoder alone: the mean over the encoder's tokens;
     - each token sees those before it only (GPT-2, Llama): the last token;
     - each token sees all (BERT): the mean over the tokens.
 
-    Runs on a GPU where torch finds one. Prompts of equal length make a batch, so nothing is padded.
+    Prompts of equal length make a batch, so nothing is padded but what has to be.
 
     Args:
         language_model: the model.
         prompts: part of speech -> text with one ``{}`` for the word; the authors' for parts that are not named.
+        device: where the model runs, as torch names it (``"cpu"``, ``"cuda:1"``); by default a GPU where there is one.
     """
 
-    def __init__(self, language_model: LanguageModel, prompts: Optional[Mapping[str, str]] = None) -> None:
-        import torch
-
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        prompts: Optional[Mapping[str, str]] = None,
+        device: Optional[str] = None,
+    ) -> None:
         self._language_model = language_model
         self.name = language_model.name
         self.prompts = {**PROMPTS, **check_prompts(prompts or {})}
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = choose_device(device)
         model = language_model.model
         if self._device.type == "cpu":
             model = model.float()
@@ -180,21 +112,33 @@ class PromptEncodings:
             self._choose_pooling(model)
 
     def _choose_pooling(self, model: Any) -> None:
-        if hasattr(model, "get_text_features"):
+        self._padded_to = 0
+        config = model.config
+        own = read_pooling(self._language_model)
+        if str(config.model_type).startswith("siglip"):
+            self._padded_to = int(getattr(config, "text_config", config).max_position_embeddings)
+            self.pooling = f"text features, padded to {self._padded_to}, last position"
+            self._encode = getattr(model, "get_text_features", model)
+        elif hasattr(model, "get_text_features"):
             self.pooling, self._encode = "projected text features", model.get_text_features
         elif type(model).__name__ == "CLIPTextModelWithProjection":
             self.pooling = "projected text features"
             self._encode = lambda **inputs: model(**inputs).text_embeds
-        elif getattr(model.config, "is_encoder_decoder", False):
-            encoder = model.get_encoder()
-            self.pooling = "mean over the encoder's tokens"
-            self._encode = lambda **inputs: encoder(**inputs).last_hidden_state.mean(1)
-        elif _sees_only_what_came_before(model, self._language_model.tokenizer, self._device):
-            self.pooling = "last token"
-            self._encode = lambda **inputs: model(**inputs).last_hidden_state[:, -1]
         else:
-            self.pooling = "mean over tokens"
-            self._encode = lambda **inputs: model(**inputs).last_hidden_state.mean(1)
+            encoder, of_encoder = model, ""
+            if getattr(config, "is_encoder_decoder", False):
+                encoder = model.get_encoder()
+            if encoder is not model or type(model).__name__.endswith("EncoderModel"):
+                of_encoder = "the encoder's "
+            if own:
+                names = list(own)
+            elif not of_encoder and _sees_only_what_came_before(model, self._language_model.tokenizer, self._device):
+                names = ["lasttoken"]
+            else:
+                names = ["mean"]
+            described = [POOLINGS[name][0] for name in names]
+            self.pooling = ", then ".join(described).replace("over tokens", f"over {of_encoder}tokens")
+            self._encode = lambda **inputs: pool(encoder(**inputs).last_hidden_state, names)
 
     def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
         """(n,) bool: which words have a vector."""
@@ -211,6 +155,9 @@ class PromptEncodings:
         texts = [self.prompts[parts[i]].replace("{}", words[i]) for i in places]
         ids = list(self._language_model.tokenizer(texts)["input_ids"]) if texts else []
         self._check_lengths(texts, ids)
+        if self._padded_to:
+            filler = self._language_model.tokenizer.pad_token_id
+            ids = [[*pieces, *[filler] * (self._padded_to - len(pieces))] for pieces in ids]
         by_length: Dict[int, List[int]] = {}
         for number, pieces in enumerate(ids):
             by_length.setdefault(len(pieces), []).append(number)
@@ -223,7 +170,9 @@ class PromptEncodings:
         with torch.no_grad(), _explain_errors(self.name):
             for numbers in tqdm(batches, desc="prompt encodings", unit="batch", disable=not progress):
                 inputs = torch.tensor([ids[number] for number in numbers], device=self._device)
-                encoded = self._encode(input_ids=inputs, attention_mask=torch.ones_like(inputs))
+                # SigLIP's padding is seen, as it was in training
+                mask = {} if self._padded_to else {"attention_mask": torch.ones_like(inputs)}
+                encoded = self._encode(input_ids=inputs, **mask)
                 encoded = getattr(encoded, "pooler_output", encoded)  # transformers 5 wraps text features
                 for number, row in zip(numbers, encoded.float().cpu().numpy()):
                     rows[number] = row
@@ -234,9 +183,9 @@ class PromptEncodings:
         return vectors, known
 
     def _check_lengths(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        config = getattr(self._language_model.model.config, "text_config", self._language_model.model.config)
+        config = getattr(self._language_model.config, "text_config", self._language_model.config)
         longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        if not longest or getattr(self._language_model.model.config, "is_encoder_decoder", False):
+        if not longest or getattr(self._language_model.config, "is_encoder_decoder", False):
             return
         for text, pieces in zip(texts, ids):
             if len(pieces) > longest:
@@ -244,7 +193,11 @@ class PromptEncodings:
 
     def describe(self) -> Dict[str, Any]:
         """How the vectors were made, for a prior's record."""
-        return {"kind": f"prompt encodings, {self.pooling}"}
+        return {"kind": f"prompt encodings, {self.pooling}", **_describe_revision(self._language_model)}
+
+
+def _describe_revision(language_model: LanguageModel) -> Dict[str, str]:
+    return {} if language_model.revision is None else {"revision": language_model.revision}
 
 
 class WordVectors:
@@ -366,7 +319,7 @@ def _explain_errors(name: str) -> Iterator[None]:
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, BuildError):
             raise
-        raise BuildError(f"language model {name!r} takes no text: {_first_line(error)}") from error
+        raise BuildError(f"language model {name!r} takes no text: {first_line(error)}") from error
 
 
 def check_prompts(prompts: Mapping[str, str]) -> Dict[str, str]:
@@ -377,17 +330,6 @@ def check_prompts(prompts: Mapping[str, str]) -> Dict[str, str]:
         if not isinstance(text, str) or text.count("{}") != 1:
             raise BuildError(f"the prompt for {part!r} is {text!r}; expected a text with one {{}} for the word")
     return dict(prompts)
-
-
-def _takes_no_text(config: Any) -> bool:
-    text = getattr(config, "text_config", config)
-    return not hasattr(text, "vocab_size")
-
-
-def _input_table(model: Any) -> Any:
-    if hasattr(model, "text_model"):  # CLIP and its kin: the model as a whole has images for input too
-        model = model.text_model
-    return model.get_input_embeddings().weight
 
 
 def _sees_only_what_came_before(model: Any, tokenizer: Any, device: Any) -> bool:
@@ -405,21 +347,3 @@ def _two_texts(tokenizer: Any) -> Tuple[List[int], List[int]]:
     """Two lists of pieces that differ in the last one."""
     ordinary = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids][:4]
     return ordinary[:3], [*ordinary[:2], ordinary[-1]]
-
-
-def _explain_failure(plm: str, is_folder: bool) -> str:
-    if is_folder:
-        return (
-            f"no language model could be loaded from the folder {plm}; expected what save_pretrained writes: "
-            "config.json, the weights, and the tokenizer's files"
-        )
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0") else ""
-    return (
-        f"language model {plm!r} could not be loaded from the Hugging Face hub{offline}: it is not there, or the hub "
-        "cannot be reached. Without a network, save it on a machine that has one (AutoModel and AutoTokenizer, "
-        "from_pretrained then save_pretrained) and pass the folder: plm=FOLDER"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [""])[0]

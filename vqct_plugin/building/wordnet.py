@@ -94,6 +94,23 @@ def select_known(vocabulary: Iterable[str], parts: Sequence[str]) -> Dict[str, L
     return {part: _of_part(words, part, strictly=False) for part in parts}
 
 
+def select_named(names: Iterable[str], parts: Sequence[str]) -> Dict[str, List[str]]:
+    """The words of names of classes that WordNet has in each part of speech, of nouns those that can be seen.
+
+    Unlike ``select_known`` it leaves out what WordNet has as a proper name only: the genus ``Tinca``, the country
+    ``Persia``. A plural that WordNet does not list counts as its singular.
+    """
+    ensure_nltk_data(["wordnet"])
+    words = list(names)
+    found = {}
+    for part in parts:
+        letter = WORDNET_PART[part]
+        of_part = [word if wordnet.lemmas(word, letter) else wordnet.morphy(word, letter) or word for word in words]
+        known = _of_part(of_part, part, strictly=False)
+        found[part] = [word for word in known if any(name.name() == word for name in wordnet.lemmas(word, letter))]
+    return found
+
+
 def _of_part(words: Iterable[str], part: str, strictly: bool) -> List[str]:
     counts = _sense_counts()
     kept = []

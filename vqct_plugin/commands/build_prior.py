@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Union
 
-from vqct_plugin.commands.messages import name_flags, show_messages
+from vqct_plugin.commands.messages import name_flags, printable_lines, show_messages
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,9 +23,13 @@ def make_parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--plm-name", metavar="NAME", help="name of the model in the prior (default: its name on the hub)"
     )
+    where.add_argument("--revision", metavar="REV", help="branch, tag or commit of a model on the hub")
     where.add_argument("--word-vectors", metavar="FILE", help="GloVe, word2vec or fastText text file instead of --plm")
     where.add_argument(
-        "--captions", nargs="+", metavar="PATH", help="files, folders, addresses (s3://...), or - for standard input"
+        "--captions",
+        nargs="+",
+        metavar="PATH",
+        help="captions in English: files, folders, addresses (s3://...), or - for standard input",
     )
     where.add_argument(
         "-o", "--output", metavar="FILE", help="prior file to write (default: MODEL_prior.safetensors here)"
@@ -44,7 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--caption-field",
         default="caption",
         metavar="NAME",
-        help="field or column that holds the caption (default: caption)",
+        help="field or column that holds the caption, a field in a field as sentences.raw, or the number of a column, "
+        "from 1, of a table without a header (default: caption)",
     )
     captions.add_argument("--glosses", action="store_true", help="count WordNet's glosses in addition to the captions")
     captions.add_argument(
@@ -57,8 +62,13 @@ def make_parser() -> argparse.ArgumentParser:
     words = parser.add_argument_group("words and edges")
     words.add_argument(
         "--words",
-        choices=["captions", "model", "wordnet"],
+        choices=["captions", "model", "wordnet", "classes"],
         help="where words come from (default: captions if there are any, else the model's vocabulary)",
+    )
+    words.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="a list of class names as published ('tench, Tinca tinca'); its words that WordNet knows are the codes",
     )
     words.add_argument(
         "--parts",
@@ -110,6 +120,9 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="PART=TEXT",
         help="default: adjective='a photo of {} object' noun='a photo of {}'",
     )
+    vectors.add_argument(
+        "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"
+    )
     vectors.add_argument("--standardize", action="store_true", help="center and scale each dimension")
     vectors.add_argument(
         "--dtype",
@@ -153,7 +166,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         print("vqct-build-prior: interrupted; nothing was written", file=sys.stderr)
         return 130
     if not quiet:
-        print(report)
+        print(printable_lines(report))
     return 0
 
 

@@ -1,42 +1,45 @@
 """``vqct-demo``: a small VQGAN on real photographs, stock and VQCT, with a table and a picture at the end."""
 
 import argparse
+import sys
 import time
 from typing import Optional, Sequence
 
-from vqct_plugin.commands.messages import add_set_flag, show_messages
+from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages
 
 DESCRIPTION = """\
-Train a small VQGAN on the photographs of scikit-image twice: with taming's own quantizer, and with nothing but
-model.target changed to vqct_plugin.VQModel. Takes about five minutes on two CPU cores, and uses a GPU if there is one.
+Train a small VQGAN on the photographs of scikit-image three times: with taming's own quantizer, with nothing but
+model.target changed to vqct_plugin.VQModel, and so with one token a position, as many bits as taming's. Takes some
+minutes on two CPU cores, and uses a GPU if there is one.
 At the end it prints a table and writes a page with held-out photographs and the words of their codes. Interrupted, it
 goes on where it was when it is called again with the same flags.
 """
 TILES = 3  # a photograph of 32 x 32 pixels is hard to see
 
 
-def main(arguments: Optional[Sequence[str]] = None) -> None:
+def make_parser() -> argparse.ArgumentParser:
+    """The command's flags, one for each argument of ``compare``."""
     parser = argparse.ArgumentParser(
         prog="vqct-demo", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config of both models")
+    add_set_flag(parser, "the config of both models")
     parser.add_argument(
         "-o",
         "--output",
         default="vqct-demo",
-        metavar="FOLDER",
-        help="folder for everything the command writes (vqct-demo)",
+        metavar="DIR",
+        help="each call makes a folder of its own in this one, for runs, table and page (vqct-demo)",
     )
     parser.add_argument("-s", "--seed", type=int, default=23, help="seed of weights and batches (23)")
-    parser.add_argument(
-        "--max_steps",
-        type=int,
-        default=None,
-        metavar="N",
-        help="stop training after N batches, an argument of Lightning's Trainer",
-    )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config of both models")
-    add_set_flag(parser, "the config of both models")
-    options = parser.parse_intermixed_args(arguments)
+    parser.add_argument("--max-steps", type=int, metavar="N", help="stop training after N batches")
+    return parser
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
+    parser = make_parser()
+    options = parser.parse_intermixed_args(argv)
     overrides = [*options.set, *options.overrides]
     begin = time.perf_counter()
     show_messages()
@@ -44,7 +47,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     try:
         from vqct_plugin.report.comparison import compare
     except ImportError as error:
-        parser.exit(1, f"vqct-demo: {error}; install it with pip install 'vqct-plugin[demo]'\n")
+        print(f"vqct-demo: {error}; install what it needs with: pip install 'vqct-plugin[demo]'", file=sys.stderr)
+        return 1
     from vqct_plugin.runs.config import ConfigError, DataError
 
     # images of another size are large enough as they are
@@ -55,11 +59,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             overrides=overrides, output=options.output, trainer=trainer, seed=options.seed, tiles_shown=tiles
         )
     except (ConfigError, DataError, OSError) as error:
-        parser.exit(1, f"\nvqct-demo: {error}\n")
+        print(f"\nvqct-demo: {name_flags(error, parser)}", file=sys.stderr)
+        return 1
     print(f"\n{done.table}\n\n{done.report}: open it in a browser; it shows reconstructions of held-out photographs,")
     print("which codes are used, and their words. Its pictures are in the same folder")
     print(f"{time.perf_counter() - begin:.0f} seconds in all")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,14 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (their folders)"
     )
-    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the runs' own")
+    parser.add_argument(
+        "-b",
+        "--base",
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="configs instead of the runs' own: files, or vqct:NAME of the package",
+    )
     add_set_flag(parser, "the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
     parser.add_argument(
@@ -55,8 +62,13 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         default=512,
         help="images per shard; finished shards are kept when the command is interrupted (512)",
     )
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="leave out images that cannot be read, and list them (an error at the end)",
+    )
     parser.add_argument("--limit", type=int, help="evaluate only the first N images", metavar="N")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
 
 
 def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:
@@ -79,7 +91,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     show_messages()
     try:
         from vqct_plugin.evaluation.runs import evaluate_runs
-        from vqct_plugin.evaluation.tables import format_table, list_notes, make_rows
+        from vqct_plugin.evaluation.tables import FILES, format_tables
     except ImportError as error:
         print(
             f"vqct-evaluate: {error}; install what it needs with: pip install 'vqct-plugin[eval]'",
@@ -88,11 +100,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     try:
         figures = evaluate_runs(**evaluation_arguments(options))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"vqct-evaluate: {name_flags(error, parser)}", file=sys.stderr)
         return 1
-    print("\n".join([format_table(make_rows(figures)), "", *list_notes(figures)]))
-    print(f"in {options['output']}: table.md, figures.csv, figures.json, images.csv")
+    print(format_tables(figures))
+    print(f"in {options['output']}: {', '.join(FILES)}")
     return 0
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import List, Optional
 
-from vqct_plugin.commands.messages import name_flags, show_messages
+from vqct_plugin.commands.messages import name_flags, printable_lines, show_messages
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -52,14 +52,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ValueError as error:  # BuildError and PriorError
         print(f"vqct-import-prior: {name_flags(error, parser, {'overwrite=True': '--force'})}", file=sys.stderr)
         return 1
-    print("\n".join(describe_prior(prior)))
+    print(printable_lines("\n".join(describe_prior(prior))))
     left_out = prior.provenance["edges_left_out"]
     if left_out:
         print(f"edges left out because a word of theirs is not a code: {left_out:,} occurrences")
     loops = prior.provenance.get("loops_left_out", 0)
     if loops:
         print(f"loops of a noun with itself left out (as GCNConv does): {loops:,} occurrences")
-    print(f"written: {options['output']}")
+    print(printable_lines(f"written: {options['output']}"))
     return 0
 
 

@@ -7,13 +7,20 @@ import re
 import sys
 from typing import List, Mapping, Optional, Sequence, Tuple
 
+from vqct_plugin._files import printable
+
 
 class _Terminal(logging.Handler):
     """Information on stdout, warnings on stderr, looked up at each record, because both may be redirected."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=stream, flush=True)
+        print(printable_lines(self.format(record)), file=stream, flush=True)
+
+
+def printable_lines(text: object) -> str:
+    """A text of several lines, fit for a terminal: what it quotes of a file may hold control characters."""
+    return "\n".join(printable(line.replace("\t", " "), most=len(line) + 1) for line in str(text).split("\n"))
 
 
 def show_messages() -> None:
@@ -43,7 +50,7 @@ def name_flags(message: object, parser: argparse.ArgumentParser, more: Optional[
     >>> name_flags("batch_size is 0; expected 1 or more", parser)
     '--batch-size is 0; expected 1 or more'
     """
-    text = str(message)
+    text = printable_lines(message)
     for phrase, flag in (more or {}).items():
         text = text.replace(phrase, flag)
     for action in parser._actions:

@@ -1,10 +1,12 @@
 """``vqct-patch``: add ``quantizer_config`` to a host's checkout, or remove it."""
 
 import argparse
+import os
 import sys
 from typing import List, Optional
 
-from vqct_plugin.hosts.patching import Patched, PatchError, get_target, list_hosts, patch_host
+from vqct_plugin.commands.messages import name_flags
+from vqct_plugin.hosts.patching import Patched, PatchError, list_hosts, patch_host
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -27,26 +29,30 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
-    options = make_parser().parse_args(argv)
+    parser = make_parser()
+    options = parser.parse_args(argv)
     try:
         result = patch_host(options.path, revert=options.revert, dry_run=options.dry_run)
     except PatchError as error:
-        print(f"vqct-patch: {error}", file=sys.stderr)
+        print(f"vqct-patch: {name_flags(error, parser)}", file=sys.stderr)
         return 1
-    if options.dry_run:
-        print(result.diff)
-    print(summarize(result, options.revert, options.dry_run))
+    try:
+        if options.dry_run:
+            print(result.diff)
+        print(summarize(result, options.revert, options.dry_run), flush=True)
+    except BrokenPipeError:  # `| head`: whoever read has read enough, and the work is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python's own flush is silent too
     return 0
 
 
 def summarize(result: Patched, revert: bool, dry_run: bool) -> str:
     """A summary for the terminal."""
     verb = ("would be " if dry_run else "") + ("reverted" if revert else "patched")
-    target = get_target(result.host)
     lines = [f"{result.host.repository} in {result.root}: {verb}, {len(result.files)} file(s)"]
     lines += [f"  {file}" for file in result.files]
+    lines += [f"note: {note}" for note in result.notes]
     if not revert:
-        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {target}, params: {{...}}}}"]
+        lines += ["choose the quantizer with", f"  quantizer_config: {{target: {result.host.target}, params: {{...}}}}"]
         lines += [f"revert it with `vqct-patch {result.root} --revert`"] if not dry_run else []
     return "\n".join(lines)
 

@@ -43,7 +43,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     try:
         page = report_runs(**evaluation_arguments(options))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"vqct-report: {name_flags(error, parser)}", file=sys.stderr)
         return 1
     print(f"{page}: open it in a browser; the file is self-contained. Its pictures and evaluation/ are beside it")

@@ -18,7 +18,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint in one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
     add_set_flag(parser, "the run's config")
-    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="configs instead of the run's own")
+    parser.add_argument(
+        "-b",
+        "--base",
+        nargs="+",
+        default=[],
+        metavar="YAML",
+        help="configs instead of the run's own: files, or vqct:NAME of the package",
+    )
     parser.add_argument("-o", "--output", default="samples", metavar="DIR", help="a new or empty folder (samples)")
     parser.add_argument(
         "-n", "--number", type=int, default=16, help="number of images, for each class or condition (16)"
@@ -74,7 +81,8 @@ def main(argv: Optional[List[str]] = None) -> int:
             grid=not options.no_grid,
         )
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"vqct-sample: {name_flags(error, parser)}", file=sys.stderr)
+        more = {"conditions=ITEMS of a data set that have it": "--conditions N"}
+        print(f"vqct-sample: {name_flags(error, parser, more)}", file=sys.stderr)
         return 1
     print(f"{len(samples.files)} images in {Path(options.output)}, tokens drawn in {samples.seconds:.1f} s")
     if samples.grid is not None:

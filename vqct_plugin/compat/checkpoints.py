@@ -9,7 +9,10 @@ import zipfile
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
-from vqct_plugin.compat.pickles import Inert, materialize, read_stream, read_zip
+from vqct_plugin.compat.pickles import materialize
+from vqct_plugin.compat.records import Inert, read_stream, read_zip
+
+__all__ = ["CheckpointError"]
 
 _log = logging.getLogger(__name__)
 _STOCK_CODEBOOK = "quantize.embedding.weight"

@@ -3,41 +3,22 @@
 ``taming.models.cond_transformer.Net2NetTransformer.sample`` draws any code for any token, and knows nothing of parts.
 Where an image's sequence is all its adjectives and then all its nouns, it would draw nouns for adjectives, which have
 no vector in that slice of the channels. The host's files stay as they are: its method is wrapped while the program
-runs.
+runs, in :mod:`vqct_plugin.compat.taming_stage_2`.
 """
 
-import functools
-import sys
 from contextlib import contextmanager
 from typing import Any, Iterator
 
 import torch
 
-_MODULE = "taming.models.cond_transformer"
-
-
-def draw_each_token_from_its_part() -> None:
-    """Wrap taming's sampler, once, if the program has imported it: nothing changes for first stages of one token."""
-    host = getattr(sys.modules.get(_MODULE), "Net2NetTransformer", None)
-    if host is None or getattr(host.sample, "draws_each_part", False):
-        return
-    original = host.sample
-
-    @functools.wraps(original)
-    def sample(self: Any, x: Any, c: Any, steps: int, *args: Any, **kwargs: Any) -> Any:
-        with _only_codes_of_the_part(self, c.shape[1], x.shape[1] + steps):
-            return original(self, x, c, steps, *args, **kwargs)
-
-    sample.draws_each_part = True  # type: ignore[attr-defined]
-    host.sample = sample
-
 
 @contextmanager
-def _only_codes_of_the_part(model: Any, conditions: int, length: int) -> Iterator[None]:
-    """Within: the transformer's logits are -inf for codes that a token cannot be. ``length``: tokens of an image."""
+def sample_each_token_from_its_part(model: Any, conditions: int, length: int) -> Iterator[None]:
+    """Within: the transformer's logits are -inf for codes that a token cannot be. ``length``: tokens of an image,
+    a multiple of those of a position, in no order but its own."""
     quantizer = getattr(model.first_stage_model, "quantize", None)
     bounds = getattr(quantizer, "token_bounds", None)
-    if bounds is None or bounds.shape[1] == 1 or length % bounds.shape[1]:
+    if bounds is None or bounds.shape[1] == 1:
         yield
         return
     tokens = bounds.shape[1]

@@ -1,16 +1,20 @@
 """A model's figures over a set of images: measured batch by batch, then computed from what the measures kept."""
 
-import math
 from contextlib import nullcontext
-from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Type
 
 import numpy as np
 import torch
 
 from vqct_plugin.evaluation.measure import Conditions, Figure, Measure
 from vqct_plugin.evaluation.measures import MEASURES
-from vqct_plugin.runs.usage import count_codes, make_counter
+from vqct_plugin.evaluation.rates import measure_rate
+from vqct_plugin.evaluation.resampling import bootstrap_intervals, group_places
+from vqct_plugin.evaluation.weights import check_weights
+from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.usage import PartUsage
+
+__all__ = ["evaluate", "RunFigures"]
 
 #: name -> array: what was measured of some images; several of them are one evaluation
 Shard = Mapping[str, np.ndarray]
@@ -24,7 +28,8 @@ class RunFigures(NamedTuple):
         images: how many were evaluated.
         files: of each image, as its data set names it; empty where that does not.
         values: for each figure of single images (``psnr``, ``ssim``, ...), one value an image.
-        mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over images.
+        mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over photographs: images with
+            one name in ``files`` are pieces of one.
         of_set: each figure of the whole set (``rfid``, ``inception_score``), a number.
         missing: figure -> why it is missing.
         shown: every figure, computed or missing, and how tables show it.
@@ -33,6 +38,9 @@ class RunFigures(NamedTuple):
             ``usage``.
         tokens, bits: of one image; bits as codes of each part written with equal lengths.
         source: where the images are from, to tell whether runs were evaluated on the same.
+        positions, entropy: of one image, see :class:`vqct_plugin.evaluation.rates.Rate`.
+        photographs: how many files the images are of; as many as images where the data set names no file.
+        broken: file -> why it could not be read, of the images that were left out.
     """
 
     name: str
@@ -50,6 +58,10 @@ class RunFigures(NamedTuple):
     tokens: int
     bits: float
     source: str
+    positions: int
+    entropy: float
+    photographs: int
+    broken: Dict[str, str]
 
 
 def evaluate(
@@ -70,11 +82,8 @@ def evaluate(
         measures: by default those of single images: PSNR, SSIM, ...
         protocol, weights: see :class:`~vqct_plugin.evaluation.measure.Conditions`.
         name: of the model, for tables.
-
-    >>> from vqct_plugin.evaluation.measures import MEASURES
-    >>> list(MEASURES)
-    ['images', 'inception']
     """
+    check_weights(weights)
     device = device or next(model.parameters()).device
     classes = {"images": MEASURES["images"]} if measures is None else measures
     was_training = model.training
@@ -99,7 +108,7 @@ def measure_batches(
 
     Args:
         model: in evaluation mode, on the device of ``conditions``.
-        batches: as of :func:`evaluate`.
+        batches: as for :func:`evaluate`.
         measures: name -> class.
         conditions: of all measures.
         precision: autocast to it; None for float32.
@@ -122,8 +131,6 @@ def measure_batches(
             measure.update(x, reconstruction)
         images += len(x)
         advance(len(x))
-    if not images:
-        raise ValueError("there is no batch to evaluate; the data set is empty")
     found = {f"{name}.{row}": its.gather(row) for name, its in every.items() for row in its.rows}
     found["counts"] = usage.counts.cpu().numpy()
     found["files"] = np.asarray(files, dtype=str)
@@ -139,7 +146,13 @@ def compute_figures(
     conditions: Conditions,
     source: str = "",
 ) -> RunFigures:
-    """The figures of all images, from what :func:`measure_batches` found of each part of them."""
+    """The figures of all images, from what :func:`measure_batches` found of each part of them.
+
+    A shard may also hold ``broken``, (n, 2) texts: the files that could not be read, and why.
+    """
+    images = sum(int(shard["images"]) for shard in shards)
+    if not images:
+        raise ValueError("there is no batch to evaluate; the data set is empty")
     usage = make_counter(quantizer)
     usage.counts = torch.from_numpy(sum(shard["counts"] for shard in shards))
     values: Dict[str, List[float]] = {}
@@ -161,41 +174,26 @@ def compute_figures(
                 of_set[figure] = float(found[figure])
             else:
                 values[figure] = np.asarray(found[figure]).tolist()
-    tokens, bits = _size_code(quantizer, int(shards[0]["positions"]))
+    rate = measure_rate(quantizer, max(int(shard["positions"]) for shard in shards), usage.counts)
+    files = [str(file) for shard in shards for file in shard["files"]]
     return RunFigures(
         name=name,
-        images=sum(int(shard["images"]) for shard in shards),
-        files=[str(file) for shard in shards for file in shard["files"]],
+        images=images,
+        files=files,
         values=values,
         mean={figure: float(np.mean(of_images)) for figure, of_images in values.items()},
-        interval={figure: bootstrap_interval(of_images) for figure, of_images in values.items()},
+        interval=bootstrap_intervals(values, files),
         of_set=of_set,
         missing=missing,
         shown=shown,
         usage=usage.compute(),
         counts=usage.counts,
         part_of_speech=usage.part_of_speech,
-        tokens=tokens,
-        bits=bits,
+        tokens=rate.tokens,
+        bits=rate.bits,
         source=source,
+        positions=rate.positions,
+        entropy=rate.entropy,
+        photographs=len(set(group_places(files, images).tolist())),
+        broken={str(file): str(why) for shard in shards for file, why in shard.get("broken", ())},
     )
-
-
-def _size_code(quantizer: Any, positions: int) -> Tuple[int, float]:
-    """Tokens and bits of an image."""
-    slices = getattr(quantizer, "slices", None)
-    sizes = [s.last - s.first for s in slices for _ in range(s.topk)] if slices else [count_codes(quantizer)]
-    return positions * len(sizes), positions * sum(math.log2(size) for size in sizes)
-
-
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 1000, seed: int = 0
-) -> List[float]:
-    """[low, high] of the mean by the percentile bootstrap: means of ``resamples`` resamples of the images."""
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) < 2 or not np.isfinite(array).all():
-        return [float("nan")] * 2
-    random = np.random.RandomState(seed)
-    means = [array[random.randint(0, len(array), len(array))].mean() for _ in range(resamples)]
-    tail = 100 * (1 - level) / 2
-    return [float(bound) for bound in np.percentile(means, [tail, 100 - tail])]

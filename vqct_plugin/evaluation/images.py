@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vqct_plugin.evaluation.measure import Conditions, Figure, Measure
+from vqct_plugin.evaluation.ssim import SMALLEST_MS_SSIM, SMALLEST_SSIM, compute_ms_ssim, compute_ssim
 from vqct_plugin.evaluation.weights import load_lpips
 
 #: what each protocol measures of an image, in the order of the table
 PROTOCOLS = {"plain": ("psnr", "ssim", "ms_ssim", "l1", "lpips"), "vqct": ("psnr", "ssim", "l1", "lpips")}
-SMALLEST_MS_SSIM = 176  # at the fifth scale a window of 11 x 11 has to fit
 
 
 class ImageMeasures(Measure):
@@ -41,8 +41,8 @@ class ImageMeasures(Measure):
         return {name: self.gather(name) for name in self.rows}
 
     def explain(self, name: str) -> str:
-        if name == "ms_ssim":
-            return f"images under {SMALLEST_MS_SSIM} pixels"
+        if name in ("ssim", "ms_ssim"):
+            return f"images under {SMALLEST_SSIM if name == 'ssim' else SMALLEST_MS_SSIM} pixels"
         return load_lpips("cpu", self.conditions.weights)[1]
 
 
@@ -53,9 +53,10 @@ def measure(
 
     Args:
         originals, reconstructions: (B, 3, H, W) in [-1, 1]; values beyond are cut off.
-        protocol: ``"plain"``: PSNR (dB) and SSIM on RGB in [0, 1], MS-SSIM from 176 pixels on. ``"vqct"``, the
-            authors': both images as JPEG files of PIL's usual quality, PSNR on their RGB, SSIM on their luminance by
-            scikit-image with its defaults. In both, ``l1`` is the mean absolute difference of values in [-1, 1].
+        protocol: ``"plain"``: PSNR (dB) and SSIM on RGB in [0, 1], of images from 11 pixels on, and MS-SSIM from 176
+            pixels on, see :mod:`vqct_plugin.evaluation.ssim`. ``"vqct"``, the authors': both images as JPEG files of
+            PIL's usual quality, PSNR on their RGB, SSIM on their luminance by scikit-image with its defaults. In both,
+            ``l1`` is the mean absolute difference of values in [-1, 1].
         lpips: the perceptual distance of two batches in [-1, 1], reduced over nothing but pixels; left out without.
 
     Returns:
@@ -75,20 +76,15 @@ def measure(
 
 
 def _measure_pixels(originals: Tensor, reconstructions: Tensor) -> Dict[str, List[float]]:
-    from torchmetrics.functional.image import (
-        multiscale_structural_similarity_index_measure,
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
-
-    pair = (reconstructions, originals)
-    found = {
-        "psnr": peak_signal_noise_ratio(*pair, data_range=1.0, reduction="none", dim=(1, 2, 3)),
-        "ssim": structural_similarity_index_measure(*pair, data_range=1.0, reduction="none"),
-    }
-    if min(originals.shape[-2:]) >= SMALLEST_MS_SSIM:
-        found["ms_ssim"] = multiscale_structural_similarity_index_measure(*pair, data_range=1.0, reduction="none")
-    return {name: values.reshape(-1).tolist() for name, values in found.items()}
+    """Of RGB in [0, 1]: a data range of 1 for all three figures."""
+    error = (originals.cpu().double() - reconstructions.cpu().double()).square().mean(dim=(1, 2, 3))
+    found = {"psnr": -10 * torch.log10(error)}
+    shorter = min(originals.shape[-2:])
+    if shorter >= SMALLEST_SSIM:
+        found["ssim"] = compute_ssim(originals, reconstructions)
+    if shorter >= SMALLEST_MS_SSIM:
+        found["ms_ssim"] = compute_ms_ssim(originals, reconstructions)
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

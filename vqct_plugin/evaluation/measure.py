@@ -5,6 +5,8 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 import numpy as np
 from torch import Tensor
 
+__all__ = ["Measure", "Figure", "Conditions"]
+
 
 class Figure(NamedTuple):
     """How tables show a figure.

@@ -6,5 +6,7 @@ from vqct_plugin.evaluation.images import ImageMeasures
 from vqct_plugin.evaluation.inception import InceptionMeasures
 from vqct_plugin.evaluation.measure import Measure
 
-#: name -> class, in the table's order
+__all__ = ["MEASURES"]
+
 MEASURES: Dict[str, Type[Measure]] = {"images": ImageMeasures, "inception": InceptionMeasures}
+"""Name to class, in the table's order; an entry added here is measured by ``vqct-evaluate`` and ``vqct-report``."""

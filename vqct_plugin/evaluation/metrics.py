@@ -8,6 +8,8 @@ from torchmetrics import Metric
 
 from vqct_plugin.usage import CodebookUsage, PartUsage, usage_of_counts
 
+__all__ = ["CodebookUsageMetric"]
+
 
 class CodebookUsageMetric(Metric):
     """:class:`vqct_plugin.usage.CodebookUsage` as a torchmetrics metric: for ``self.log``, collections and devices.

@@ -1,13 +1,19 @@
 """``evaluate_runs``: one or several trained models evaluated on the same images."""
 
+import logging
 from pathlib import Path
 from typing import Any, List, Sequence, Union
 
 from vqct_plugin.evaluation.figures import RunFigures
+from vqct_plugin.evaluation.rates import warn_of_rates
 from vqct_plugin.evaluation.shards import evaluate_run, make_settings
 from vqct_plugin.evaluation.tables import write_tables
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
+
+__all__ = ["evaluate_runs"]
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate_runs(
@@ -21,19 +27,21 @@ def evaluate_runs(
 ) -> List[RunFigures]:
     """Evaluate trained models, stock or VQCT, on the same images.
 
-    Shards that an earlier call has written are taken as they are, if model, images and settings are the same.
+    Shards that an earlier call has written are taken as they are, if config, weights, images, settings and the
+    versions of the libraries are the same. Runs of different rates are warned of.
 
     Args:
         runs: run folders or checkpoints; or what :func:`vqct_plugin.runs.load.load_first_stage` has loaded of them.
-        output: a folder for ``table.md``, ``figures.csv``, ``figures.json``, ``images.csv`` and the shards; None keeps
-            the shards in ``evaluation/`` and writes nothing else.
+        output: a folder for the tables, see :func:`~vqct_plugin.evaluation.tables.write_tables`, and the shards; None
+            keeps the shards in ``evaluation/`` and writes nothing else.
         names: what to call the runs; by default their folders' names.
         processes: how many share the shards of each run: one to a GPU where there are several, else on the CPU.
         base, overrides: the runs' configs, see :func:`vqct_plugin.load_run`.
         settings: the fields of :class:`vqct_plugin.evaluation.shards.Settings`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: a run, its config or an image cannot be used.
+        ConfigError, DataError, CheckpointError: a run, its config or an image cannot be used, or a file cannot be
+            written.
     """
     if not runs:
         raise ConfigError("there is nothing to evaluate; give a run's folder or a checkpoint")
@@ -46,6 +54,9 @@ def evaluate_runs(
     for name, run in zip(names, runs):
         trained = run if isinstance(run, Trained) else load_first_stage(run, base, overrides)
         found.append(evaluate_run(trained, its_settings, processes, name))
+    rates = warn_of_rates(found)
+    if rates:
+        _log.warning(rates)
     if output is not None:
         write_tables(found, folder)
     return found
@@ -61,5 +72,6 @@ def name_runs(runs: Sequence[Union[str, Path, Trained]], given: Sequence[str] = 
     for run in runs:
         path = Path(run.checkpoint if isinstance(run, Trained) else run).resolve()
         name = path.parent.parent.name if path.is_file() else path.name
-        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+        number = next(i for i in range(1, len(names) + 2) if (f"{name} ({i})" if i > 1 else name) not in names)
+        names.append(f"{name} ({number})" if number > 1 else name)
     return names

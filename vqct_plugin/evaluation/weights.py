@@ -4,13 +4,17 @@ They are looked for in the folder that ``weights`` or the environment variable `
 libraries keep what they download (``torch.hub.get_dir()``); where there is no internet, copy them there.
 """
 
+import hashlib
 import os
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, Optional, Tuple, Union
 
 import torch
 from torch import Tensor
+
+from vqct_plugin.runs.config import ConfigError, DataError
 
 VGG = "vgg16-397923af.pth"  # torchvision's
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's
@@ -22,6 +26,41 @@ def find_weights(name: str, weights: Union[str, Path, None] = None) -> Optional[
     given = weights or os.environ.get(VARIABLE)
     folders = ([Path(given)] if given else []) + [Path(torch.hub.get_dir()) / "checkpoints"]
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
+
+def check_weights(weights: Union[str, Path, None] = None) -> None:
+    """Refuse a folder that is not there, or has neither file.
+
+    Raises:
+        ConfigError: ``weights``, or the folder that ``VQCT_WEIGHTS`` names, is no such folder.
+    """
+    given = weights or os.environ.get(VARIABLE)
+    if not given:
+        return
+    name = "weights" if weights else VARIABLE
+    if not Path(given).is_dir():
+        raise ConfigError(f"{name} is {given}, which is no folder; expected one with {VGG} or {INCEPTION}, or both")
+    if not any((Path(given) / file).is_file() for file in (VGG, INCEPTION)):
+        raise ConfigError(f"{name} is {given}, which has neither {VGG} nor {INCEPTION}; expected one of them, or both")
+
+
+def identify_weights(name: str, weights: Union[str, Path, None] = None) -> str:
+    """The SHA-256 of the file of this name; empty where there is none."""
+    file = find_weights(name, weights)
+    if file is None:
+        return ""
+    status = file.stat()
+    return _hash(str(file.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=None)
+def _hash(path: str, size: int, changed: int) -> str:
+    """Of a file; once for all runs of an evaluation."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def explain_absence(name: str) -> str:
@@ -36,7 +75,8 @@ def load_lpips(device: Any, weights: Union[str, Path, None] = None) -> Tuple[Opt
         return None, explain_absence(VGG)
     from torchmetrics.functional.image.lpips import _LPIPS
 
-    network = _from_hub(file, lambda: _LPIPS(pretrained=True, net="vgg", eval_mode=True)).to(device)
+    network = _build(file, lambda: _from_hub(file, lambda: _LPIPS(pretrained=True, net="vgg", eval_mode=True)))
+    network = network.to(device)
     return lambda a, b: network(a, b, normalize=False), ""
 
 
@@ -50,8 +90,19 @@ def load_inception(device: Any, weights: Union[str, Path, None] = None) -> Tuple
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError:
         return None, "torch-fidelity is not installed"
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(file))
+    features = ["2048", "logits_unbiased"]
+    network = _build(file, lambda: FeatureExtractorInceptionV3("inception-v3-compat", features, str(file)))
     return network.to(device).eval(), ""
+
+
+def _build(file: Path, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged file makes torch raise
+        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{file} cannot be loaded, it may be damaged or of another network: {what}") from error
 
 
 def _from_hub(file: Path, build: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ import torch
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
-from vqct_plugin.compat.taming_sampling import draw_each_token_from_its_part
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 from vqct_plugin.transfer import TableTransfer
 
 
@@ -48,21 +48,21 @@ def list_parameters(*classes: Any) -> List[str]:
 
 
 def add_up(n_embed: Any) -> Any:
-    """The number of codes that the host is to be told: a mapping from parts to numbers adds up."""
+    """The number of codes to give to the host: where ``n_embed`` maps parts to numbers, their sum."""
     return sum(n_embed.values()) if isinstance(n_embed, Mapping) else n_embed
 
 
 def install(model: Any, quantizer: type, *args: Any, **options: Any) -> None:
     """Build a quantizer and put it in the place of the host's.
 
-    Nothing else is to differ from the host: the random numbers that it takes are given back, so that a run of the same
-    seed sees the same batches; and where it is the host's own kind, one learned table, it starts from the host's.
+    Nothing else differs from the host: the state of the random numbers is restored, so that a run of the same seed sees
+    the same batches; and where it is the host's own kind, one learned table, it starts from the host's.
     """
     with torch.random.fork_rng(devices=[]):
         built: Any = quantizer(*args, **options)
     start_from(built, getattr(getattr(model.quantize, "embedding", None), "weight", None))
     model.quantize = built
-    draw_each_token_from_its_part()
+    adapt_taming_stage_2()
 
 
 def start_from(quantizer: Any, table: Any) -> None:

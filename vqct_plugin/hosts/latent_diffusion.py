@@ -5,8 +5,9 @@
 
 The host at its published commit cannot train a ``VQModel`` with its own loss: ``ldm/models/autoencoder.py`` and
 ``ldm/modules/losses/vqperceptual.py`` use names that they do not import. Those are given to these two modules here,
-each only where it is missing. First stages need the host's loss (``ldm.modules.losses.vqperceptual``, not taming's),
-with ``n_classes`` as many as the codes.
+each only where it is missing. The loss is the host's (``ldm.modules.losses.vqperceptual``, with ``n_classes`` as many
+as the codes) or, as the host's own configs name it, taming's, which is called without the indices that it does not
+take.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import lend_removed_names
 from vqct_plugin.hosts.base import add_up, install, list_options, list_parameters, sort_options
+from vqct_plugin.hosts.quantizer_config import accept_indices
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["VQModel", "VQModelInterface"]
@@ -94,7 +96,7 @@ class VQModel(_HostVQModel):
 class VQModelInterface(_HostVQModelInterface):
     """latent-diffusion's VQModelInterface, the first stage as its diffusion models see it, with a transferred codebook.
 
-    ``encode`` gives the map before quantization, ``decode`` quantizes. Arguments as of :class:`VQModel`.
+    ``encode`` gives the map before quantization, ``decode`` quantizes. Arguments as for :class:`VQModel`.
     """
 
     def __init__(
@@ -129,6 +131,7 @@ def _init(host: Any, model: Any, given: Mapping[str, Any]) -> None:
         **host_options,
         **adapter_options,
     )
+    accept_indices(model.loss)
     named = {name: given[name] for name in ("remap", "sane_index_shape")}
     quantizer_options = {"beta": 0.25, **quantizer_options, **named}
     install(model, CodebookTransferQuantizer, n_embed, given["embed_dim"], **quantizer_options)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["LlamaGenQuantizer"]
+
 
 class LlamaGenQuantizer(CodebookTransferQuantizer):
     """For FoundationVision/LlamaGen: four losses, and maps' shapes with the channels first.
@@ -31,7 +33,8 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
         self.recent = torch.full((65_536,), -1)
 
     def forward(self, z: Tensor) -> Any:
-        z_q, commitment, codebook, chosen = self._quantized(z)
+        z_q, commitment, codebook, more, chosen = self._quantized(z)
+        codebook = codebook if more is None else codebook + more  # the host adds its terms up
         indices = self._laid_out(chosen, z)
         zero = torch.zeros_like(commitment)
         return z_q, (codebook, self.beta * commitment, zero, self._usage(indices)), (None, None, indices)

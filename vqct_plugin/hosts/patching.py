@@ -1,17 +1,23 @@
-"""``vqct-patch``: a host's checkout learns ``quantizer_config``, and can be had back to the last byte.
+"""``vqct-patch``: adds ``quantizer_config`` to a host's checkout, and removes it again to the last byte.
 
-The patches lie in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
-commit each was made from, how to tell the host, and which files it changes, with the SHA-256 that each has before and
-after (its lines ended with ``\\n``, so that it is the same in a checkout with Windows' line ends).
+The patches are in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
+commit each was made from, how to recognize the host, the ``target`` to write where it is not
+``vqct_plugin.Quantizer``, and which files it changes, with the SHA-256 that each has before and after (its lines ended
+with ``\\n``, so that it is the same in a checkout with Windows' line ends).
 """
 
+import difflib
 import hashlib
 import json
-import os
-import re
-import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+from vqct_plugin.hosts.forks import Fork, merge, take_back
+from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends
+
+__all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
 
 PATCHES = Path(__file__).parent.parent / "patches"
 _NEEDS_NONE = {
@@ -20,10 +26,6 @@ _NEEDS_NONE = {
         "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
     )
 }
-
-
-class PatchError(ValueError):
-    """A folder cannot be patched, or taken back; nothing in it was changed."""
 
 
 class Host(NamedTuple):
@@ -35,6 +37,7 @@ class Host(NamedTuple):
         commit: the commit that the patch was made from.
         marks: (file, text) pairs; a folder whose files hold these texts is a checkout of this host.
         files: each file that the patch changes, with its SHA-256 before and after.
+        target: what to write as ``target`` in the ``quantizer_config`` of the patched host.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Host(NamedTuple):
     commit: str
     marks: Sequence[Tuple[str, str]]
     files: Dict[str, Tuple[str, str]]
+    target: str = "vqct_plugin.Quantizer"
 
     @property
     def patch(self) -> Path:
@@ -49,12 +53,16 @@ class Host(NamedTuple):
 
 
 class Patched(NamedTuple):
-    """What :func:`patch_host` did, or with ``dry_run`` would do: the host, its root, the files, and the diff."""
+    """What :func:`patch_host` did, or with ``dry_run`` would do: the host, its root, the files, and the diff.
+
+    ``notes`` are sentences that a user should read: what is not as in the commit, and what stands in the way.
+    """
 
     host: Host
     root: Path
     files: List[str]
     diff: str
+    notes: Sequence[str] = ()
 
 
 def list_hosts() -> List[Host]:
@@ -67,44 +75,96 @@ def list_hosts() -> List[Host]:
             about["commit"],
             [(file, text) for file, text in about["marks"]],
             {file: (before, after) for file, (before, after) in about["files"].items()},
+            about.get("target", "vqct_plugin.Quantizer"),
         )
         for name, about in sorted(manifest.items(), key=lambda item: item[0].lower())
     ]
 
 
 def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patched:
-    """Teach the host in a folder ``quantizer_config``, or with ``revert`` take that back.
+    """Add ``quantizer_config`` to the host in a folder, or with ``revert`` remove it.
+
+    A fork, or another commit, whose files are not the host's is patched where ``git apply`` finds the place, or a
+    three-way merge does with the host's commit in the fork's own history.
 
     Args:
         path: the root of a checkout, or for taming-transformers' wheel the ``site-packages`` (or ``taming``) folder
             that it is installed in.
-        revert: take the patch out again; every file is then as it was, to the last byte.
+        revert: remove the patch; every file is then as it was, to the last byte.
         dry_run: check everything, change nothing.
 
     Raises:
         PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
-            that is neither as in the commit nor as patched. Nothing was changed.
+            in which part of the patch finds no place: which lines, and where. Nothing was changed.
     """
     host, root = find_host(path)
     states = {file: _state(root / file, hashes) for file, hashes in host.files.items()}
+    notes = [] if revert else _find_wheel_before(root)
+    if "changed" in states.values() and "missing" not in states.values():
+        others = [file for file, state in states.items() if state == "changed"]
+        fork = Fork(host.repository, host.commit, host.patch, root, list(host.files), others)
+        return _patch_fork(host, fork, revert, dry_run, notes)
     _check(host, root, states, revert)
-    diff = _with_line_ends(host.patch.read_bytes(), root)
-    result = Patched(host, root, list(host.files), diff.decode("utf-8"))
-    _git_apply(root, diff, ["--check", *["-R"] * revert])
+    diff = with_line_ends(host.patch.read_bytes(), root)
+    result = Patched(host, root, list(host.files), diff.decode("utf-8"), notes)
+    git_apply(root, diff, ["--check", *["-R"] * revert])
     if dry_run:
         return result
-    before = {file: (root / file).read_bytes() for file in host.files}
-    try:
-        _git_apply(root, diff, ["-R"] * revert)
+    with _put_back(root, host.files):
+        git_apply(root, diff, ["-R"] * revert)
         wrong = [file for file, hashes in host.files.items() if _hash(root / file) != hashes[not revert]]
         if wrong:
             raise PatchError(f"git apply left {wrong[0]} in {root} other than expected; every file was put back")
+    return result
+
+
+def _patch_fork(host: Host, fork: Fork, revert: bool, dry_run: bool, notes: Sequence[str]) -> Patched:
+    contents, more = take_back(fork) if revert else merge(fork)
+    diff = "".join(_diff(file, (fork.root / file).read_bytes(), content) for file, content in contents.items())
+    if not dry_run:
+        with _put_back(fork.root, fork.files):
+            for file, content in contents.items():
+                (fork.root / file).write_bytes(content)
+    return Patched(host, fork.root, fork.files, diff, [*more, *notes])
+
+
+def _diff(file: str, before: bytes, after: bytes) -> str:
+    lines = (content.decode("utf-8", "replace").splitlines(keepends=True) for content in (before, after))
+    return "".join(difflib.unified_diff(*lines, f"a/{file}", f"b/{file}"))
+
+
+@contextmanager
+def _put_back(root: Path, files: Iterable[str]) -> Iterator[None]:
+    """Within: an error, or an interruption, leaves every file as it was."""
+    before = {file: (root / file).read_bytes() for file in files}
+    try:
+        yield
     except BaseException:
         for file, content in before.items():
             if (root / file).read_bytes() != content:
                 (root / file).write_bytes(content)
         raise
-    return result
+
+
+def _find_wheel_before(root: Path) -> List[str]:
+    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel goes before it, wherever it lies."""
+    if not (root / "taming" / "models").is_dir() or (root / "taming" / "__init__.py").exists():
+        return []
+    folder = _find_installed_taming()
+    if folder is None or folder.resolve() == root.resolve():
+        return []
+    return [
+        f"this Python has the wheel taming-transformers-rom1504 in {folder}, and `import taming` finds that one, not "
+        f"this checkout: uninstall it (`pip uninstall taming-transformers-rom1504`), or patch {folder} instead"
+    ]
+
+
+def _find_installed_taming() -> Optional[Path]:
+    """The folder that an installed wheel lies in, if there is one."""
+    for place in sys.path:
+        if (Path(place or ".") / "taming" / "__init__.py").is_file():
+            return Path(place or ".")
+    return None
 
 
 def find_host(path: Any) -> Tuple[Host, Path]:
@@ -154,7 +214,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
     if all(state == wanted for state in states.values()):
         return
     if all(state == other for state in states.values()):
-        what = "is not patched" if revert else "is patched already; revert takes it back"
+        what = "is not patched" if revert else "is patched already; pass revert=True to remove the patch"
         raise PatchError(f"{root} ({host.repository}) {what}")
     listed = "; ".join(f"{file} is {_MEANING[state]}" for file, state in states.items() if state != wanted)
     raise PatchError(
@@ -166,61 +226,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
 
 _MEANING = {
     "missing": "not there",
-    "changed": "neither as in the commit nor as patched (another commit, or changed here)",
+    "changed": "neither as in the commit nor as patched",
     "original": "not patched",
     "patched": "patched already",
 }
-
-
-def _with_line_ends(diff: bytes, root: Path) -> bytes:
-    """The diff with the line ends of the files that lie in ``root``."""
-    lines, end = [], b""
-    for line in diff.split(b"\n"):
-        line = line.rstrip(b"\r")
-        if line.startswith(b"--- a/"):
-            end = b""
-            crlf = b"\r\n" in (root / os.fsdecode(line[6:])).read_bytes()
-        elif line.startswith(b"@@ "):
-            end = b"\r" if crlf else b""
-            lines.append(line)
-            continue
-        elif line.startswith(b"diff --git "):
-            end = b""
-        lines.append(line + end if line else line)
-    return b"\n".join(lines)
-
-
-def _git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
-    # git looks upwards for a repository, and would then take the paths as that repository's, and skip what lies
-    # outside this folder without a word. Here the folder is the root.
-    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
-    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"):
-        environment.pop(name, None)
-    command = [
-        "git",
-        "-c",
-        "core.autocrlf=false",
-        "-c",
-        "core.safecrlf=false",
-        "apply",
-        "--whitespace=nowarn",
-        *options,
-        "-",
-    ]
-    try:
-        done = subprocess.run(command, cwd=root, input=diff, env=environment, capture_output=True)
-    except FileNotFoundError as error:
-        raise PatchError("git is not installed; vqct-patch applies its patches with `git apply`") from error
-    if done.returncode != 0:
-        reason = re.sub(r"(?m)^(error|fatal): ", "", done.stderr.decode(errors="replace")).strip()
-        raise PatchError(f"git apply cannot change {root}: {reason}")
-
-
-def get_target(host: Host) -> str:
-    """The ``target`` to write in the ``quantizer_config`` of a patched host."""
-    own = {
-        "LlamaGen": "llamagen.LlamaGenQuantizer",
-        "CVQ-VAE": "cvq_vae.CVQQuantizer",
-        "VQGAN-LC": "vqgan_lc.VQGANLCQuantizer",
-    }
-    return f"vqct_plugin.hosts.{own[host.name]}" if host.name in own else "vqct_plugin.Quantizer"

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["SimVQQuantizer"]
+
 
 class LossBreakdown(NamedTuple):
     """What SimVQ's loss reads, 0-d tensors; VQCT has no entropies."""

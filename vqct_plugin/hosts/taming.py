@@ -6,7 +6,6 @@ today's Lightning and on the 1.0.8 that they were written for.
 
 from typing import Any, Mapping, Sequence, Tuple, Union
 
-from vqct_plugin.compat.checkpoints import CheckpointError
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
@@ -14,13 +13,7 @@ from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts.base import add_up, install, list_options, list_parameters, sort_options
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
-__all__ = [
-    "VQModel",
-    "VQSegmentationModel",
-    "GumbelVQ",
-    "for_installed_lightning",
-    "CheckpointError",
-]
+__all__ = ["VQModel", "VQSegmentationModel", "GumbelVQ"]
 
 _HostVQModel: Any = for_installed_lightning(import_taming().VQModel)
 _HostVQSegmentationModel: Any = for_installed_lightning(import_taming().VQSegmentationModel)
@@ -103,7 +96,7 @@ class VQSegmentationModel(_Transferred, _HostVQSegmentationModel):
 
     Args:
         n_labels: how many labels a map has; the image channels of ``ddconfig``.
-        All others are those of :class:`VQModel`. Stage 2 of taming wants ``sane_index_shape: true`` of it.
+        All others are those of :class:`VQModel`.
     """
 
     _host_arguments = ("n_labels",)
@@ -119,7 +112,7 @@ class GumbelVQ(_Transferred, _HostGumbelVQ):
         temperature_scheduler_config: ``{target, params}`` of the temperature as a function of the step, as in taming
             (``taming.lr_scheduler.LambdaWarmUpCosineScheduler``).
         kl_weight: the weight of the KL divergence of each head to the uniform distribution.
-        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: as of
+        ddconfig, lossconfig, n_embed, embed_dim, ckpt_path, ignore_keys, image_key, colorize_nlabels, monitor: as for
             :class:`VQModel`.
         options: the other arguments of :class:`GumbelTransferQuantizer` and of :func:`for_installed_lightning`.
     """

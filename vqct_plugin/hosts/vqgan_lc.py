@@ -8,6 +8,8 @@ from torch import Tensor
 
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
+__all__ = ["VQGANLCQuantizer"]
+
 
 class VQGANLCQuantizer(CodebookTransferQuantizer):
     """For zh460045050/VQGAN-LC, which puts its codebook into ``tok_embeddings``, an ``nn.Embedding``, and reads
@@ -15,7 +17,7 @@ class VQGANLCQuantizer(CodebookTransferQuantizer):
 
     @property
     def weight(self) -> Tensor:
-        """The codebook (n_e, e_dim), as of an ``nn.Embedding``.
+        """The codebook (n_e, e_dim), as in an ``nn.Embedding``.
 
         Raises:
             ValueError: with several tokens per position no single row is a position's vector.

@@ -1,4 +1,4 @@
-"""What transfer does to the words: who is near whom before and after it, and what one step of training moves."""
+"""What transfer does to the words: the nearest of each before and after it, and what one step of training moves."""
 
 import copy
 from typing import Any, List, NamedTuple, Tuple
@@ -51,8 +51,8 @@ def share_kept(before: np.ndarray, after: np.ndarray) -> np.ndarray:
 def measure_moves(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """(n,) how far each code was moved, beyond what moves all codes alike.
 
-    The words' vectors, in as many of their principal components as codes have channels, are laid upon the codes as well
-    as shifting, turning, mirroring and one common scale can (an orthogonal Procrustes problem, Schoenemann 1966). What
+    The words' vectors, in as many of their principal components as codes have channels, are fitted to the codes by
+    shifting, turning, mirroring and one common scale (an orthogonal Procrustes problem, Schoenemann 1966). What
     is left between a word and its code is its move, in units of the codes' root mean square distance from their middle:
     0, it went with the others; about 1, it went elsewhere.
     """

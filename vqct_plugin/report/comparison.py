@@ -1,4 +1,4 @@
-"""The main job of the README: one taming YAML trained twice, stock and with our target, and the two compared."""
+"""The main job of the README: one taming YAML trained stock, with our target, and with it at equal bits, compared."""
 
 import datetime
 import json
@@ -9,8 +9,9 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Uni
 from omegaconf import OmegaConf
 
 from vqct_plugin.evaluation.figures import RunFigures
+from vqct_plugin.evaluation.rates import warn_of_rates
 from vqct_plugin.evaluation.runs import evaluate_runs
-from vqct_plugin.evaluation.tables import format_table
+from vqct_plugin.evaluation.tables import format_latex, format_table, make_difference_rows, write_file
 from vqct_plugin.report.page import choose_images, make_report
 from vqct_plugin.report.pictures import draw_comparison
 from vqct_plugin.report.words import encode_images
@@ -19,22 +20,31 @@ from vqct_plugin.runs.config import ConfigError, load_config
 from vqct_plugin.runs.load import Trained, load_first_stage
 from vqct_plugin.training.launcher import run
 
+__all__ = ["compare", "Comparison", "PHOTOGRAPHS"]
+
 _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
+"""The config of the main job: a small stock VQGAN on scikit-image's photographs."""
 ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
 OURS = "model.target=vqct_plugin.VQModel"
+#: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
+MODELS: Mapping[str, Sequence[str]] = {
+    "stock": (),
+    "VQCT": (OURS,),
+    "VQCT-joint": (OURS, "model.params.parts_of_speech=joint"),
+}
 
 
 class Comparison(NamedTuple):
     """What :func:`compare` has made.
 
     Attributes:
-        folder: the folder of both runs, the picture and the table.
+        folder: the folder of all runs, the picture and the table.
         evaluations: the figures of each model on the validation set.
         seconds: how long each was trained.
-        table: all of it, in Markdown; also in ``table.md``.
+        table: all of it, in Markdown, with the differences between runs; also in ``table.md`` and ``table.tex``.
         picture: the PNG file with reconstructions and the use of the codebooks.
-        report: the page of both, see :func:`vqct_plugin.report.page.make_report`.
+        report: the page of all, see :func:`vqct_plugin.report.page.make_report`.
     """
 
     folder: Path
@@ -53,20 +63,22 @@ def compare(
     trainer: Optional[Mapping[str, Any]] = None,
     seed: int = 23,
     tiles_shown: int = 1,
+    models: Mapping[str, Sequence[str]] = MODELS,
 ) -> Comparison:
-    """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show both.
+    """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show all.
 
-    Both see the same batches. The figures are of the validation set. A comparison that was interrupted is gone on with,
+    All see the same batches. The figures are of the validation set. A comparison that was interrupted is gone on with,
     by a call with the same arguments.
 
     Args:
         base: YAML files of a stock VQGAN; by default the small one for scikit-image's photographs.
-        overrides: ``key=value``, for both.
+        overrides: ``key=value``, for all.
         output: the folder in which this comparison gets a folder of its own.
-        trainer: arguments of Lightning's Trainer, for both.
-        seed: of both.
+        trainer: arguments of Lightning's Trainer, for all.
+        seed: of all.
         tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
+        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token a position, ``joint``.
 
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
@@ -77,11 +89,12 @@ def compare(
         "overrides": list(overrides),
         "trainer": dict(trainer or {}),
         "seed": seed,
+        "models": {name: list(more) for name, more in models.items()},
     }
     folder = _find_interrupted(Path(output), arguments) or _begin(Path(output), arguments)
     seconds: Dict[str, float] = {}
     trained: List[Trained] = []
-    for name, more in (("stock", []), ("VQCT", [OURS])):
+    for name, more in models.items():
         _log.info("\n%s: %s", name, " ".join(more) if more else "the config as it is")
         resume = _find_run(folder, name)
         if resume is None:
@@ -95,13 +108,16 @@ def compare(
     _log.info("\nwriting the report")
     report = folder / "report"
     figures = evaluate_runs(trained, report / "evaluation", names=list(seconds), progress=False)
-    text = format_table([_make_row(its, seconds[its.name]) for its in figures])
-    (folder / "table.md").write_text(text + "\n", encoding="utf-8")
+    text = _write_table(figures, seconds, folder)
     picture = folder / "comparison.png"
     originals = choose_images(trained[0], 8).images
     reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
     evaluations = {its.name: its for its in figures}
-    draw_comparison(originals, reconstructions, evaluations).savefig(picture, dpi=130)
+    titles = {its.name: f"{its.name}, {its.bits:,.0f} bits" for its in figures}
+    pictures = {titles[name]: found for name, found in reconstructions.items()}
+    draw_comparison(originals, pictures, {titles[name]: its for name, its in evaluations.items()}).savefig(
+        picture, dpi=130
+    )
     page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
     return Comparison(folder, evaluations, seconds, text, picture, page)
 
@@ -113,7 +129,7 @@ def _begin(output: Path, arguments: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True)
         (folder / ARGUMENTS).write_text(json.dumps(arguments), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error}; choose another output") from error
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output=FOLDER") from error
     return folder
 
 
@@ -156,19 +172,34 @@ def _compute_size(config: Any, tiles: int) -> Optional[int]:
     return side
 
 
+def _write_table(figures: Sequence[RunFigures], seconds: Mapping[str, float], folder: Path) -> str:
+    """``table.md``, whose text this returns, and ``table.tex``: the runs, their differences, and unequal rates."""
+    rows = [_make_row(its, seconds[its.name]) for its in figures]
+    differences = make_difference_rows(figures)
+    tables = [rows, differences] if differences else [rows]
+    rates = warn_of_rates(figures)
+    text = "\n\n".join([*map(format_table, tables), *([rates] if rates else [])])
+    latex = [format_latex(rows, [rates] if rates else []), *map(format_latex, tables[1:])]
+    write_file(folder / "table.md", f"{text}\n".encode())
+    write_file(folder / "table.tex", "\n\n".join([*latex, ""]).encode())
+    return text
+
+
 def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
     in_use = [f"{u.in_use:,} of {u.codes:,}{_name_part(part)}" for part, u in its.usage.items()]
     perplexity = [f"{u.perplexity:.0f}{_name_part(part)}" for part, u in its.usage.items()]
     return {
         "model": its.name,
         "PSNR": f"{its.mean['psnr']:.2f} dB",
-        "SSIM": f"{its.mean['ssim']:.3f}",
+        "SSIM": f"{its.mean['ssim']:.3f}" if "ssim" in its.mean else "-",
         "codes in use": ", ".join(in_use),
         "perplexity": ", ".join(perplexity),
         "tokens an image": f"{its.tokens:,}",
+        "bits an image": f"{its.bits:,.0f}",
+        "bits by entropy": f"{its.entropy:,.0f}",
         "seconds": f"{seconds:.0f}",
     }
 
 
 def _name_part(part: str) -> str:
-    return "" if part == "codes" else f" {part}s"
+    return "" if part in ("codes", "joint") else f" {part}s"

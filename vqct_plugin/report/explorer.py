@@ -1,6 +1,7 @@
 """What the page's script works with: the maps of codes, and the search for words."""
 
 import json
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from vqct_plugin.report.sections import Page
 from vqct_plugin.report.words import color_codes, count_each_image, find_commonest, find_telling
 
 
-def make_data(page: Page) -> str:
-    """The JSON of the images on the page, of each run's codes, and of the words that tell images apart."""
+def make_data(page: Page, planes: Sequence[Any] = ()) -> str:
+    """The JSON of the images on the page, of each run's codes, of the words that tell images apart, and of the planes
+    of :func:`vqct_plugin.report.sections.fill_space`."""
     runs = []
     for model in page.models:
         codes = model.tokens.codes.numpy()
@@ -44,5 +46,6 @@ def make_data(page: Page) -> str:
             for name, label, image in zip(page.names, page.sets, page.images)
         ],
         "runs": runs,
+        "planes": list(planes),
     }
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,5 +1,6 @@
 """``make_report``: a self-contained page on how trained models reconstruct images."""
 
+import datetime
 import difflib
 from pathlib import Path
 from typing import Any, List, NamedTuple, Optional, Sequence, Union
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from vqct_plugin._files import write_whole
 from vqct_plugin.evaluation.figures import RunFigures
-from vqct_plugin.evaluation.image_set import build_image_set
+from vqct_plugin.evaluation.image_set import build_image_set, take_readable
 from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.shards import make_settings
 from vqct_plugin.report.curves import read_log
@@ -18,6 +19,8 @@ from vqct_plugin.report.sections import Page, ReportedRun, fill_sections
 from vqct_plugin.report.words import encode_images, list_words
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
+
+__all__ = ["report_runs", "make_report", "choose_images", "Shown"]
 
 _IN_NAV = {
     "summary": "Summary",
@@ -30,6 +33,10 @@ _IN_NAV = {
     "curves": "Learning curves",
     "about": "About",
 }
+#: parameters of data sets that say what images they have, as taming and this library call them
+_SOURCES = ("path", "test_images_list_file", "training_images_list_file", "data_csv", "data_root", "split")
+_HERE = Path(__file__).parent
+_PARTS = {"style": "page.css", "script": "page.js"}  # of the template
 _ALWAYS = ("words", "search", "curves")  # sections that stand in the template, or say why they are empty
 
 
@@ -40,11 +47,13 @@ class Shown(NamedTuple):
         images: (N, 3, H, W) in [-1, 1].
         names: of each, a file's path where it has one.
         tile: the side of the squares in which models get them.
+        data: what the data set is called, for the page's title.
     """
 
     images: Tensor
     names: List[str]
     tile: int
+    data: str = ""
 
 
 def report_runs(
@@ -134,13 +143,21 @@ def make_report(
         models.append(ReportedRun(its, run, tokens, *list_words(run.model.quantize), read_log(run.checkpoint)))
     content = Page(folder, shown.images, shown.names, shown.tile, models, words)
     sections = fill_sections(content)
+    date = datetime.date.today().isoformat()
     nav = [(key, label) for key, label in _IN_NAV.items() if sections.get(key) or key in _ALWAYS]
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("vqct_plugin", "report"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    data = make_data(content)  # JSON, in which nothing can end the script element
+    data = make_data(
+        content, [plane for its in sections["space"] for plane in its["planes"]]
+    )  # JSON, in which nothing can end the script element
     text = templates.get_template("page.html").render(
-        title=" and ".join(its.name for its in figures), nav=nav, data=Markup(data), **sections
+        title=" and ".join(its.name for its in figures),
+        made=" ".join([*([f"on {shown.data},"] if shown.data else []), date]),
+        nav=nav,
+        data=Markup(data),
+        **{kind: Markup((_HERE / file).read_text(encoding="utf-8")) for kind, file in _PARTS.items()},
+        **sections,
     )
     write_whole(page, text.encode(), overwrite=True)
     return page
@@ -165,7 +182,8 @@ def choose_images(
         images, size, limit: those of the evaluation, see :func:`~vqct_plugin.evaluation.image_set.build_image_set`.
     """
     key = trained.model.image_key
-    tile = int(build_image_set(trained, images, size, limit)[0][key].shape[0])
+    ((_, first),) = take_readable(build_image_set(trained, images, size, limit), [0])
+    tile = int(first[key].shape[0])
     if size_shown is not None and (size_shown < tile or size_shown % tile):
         raise ConfigError(
             f"size_shown is {size_shown}; expected a multiple of {tile}, the side of the images evaluated"
@@ -173,10 +191,22 @@ def choose_images(
     items = build_image_set(trained, images, size, limit, size_shown)
     number = min(number, len(items))
     places = [(2 * i + 1) * len(items) // (2 * number) for i in range(number)]
-    chosen = [items[i] for i in places]
-    batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for item in chosen])
-    names = [str(item.get("file_path_", f"image {i}")) for i, item in zip(places, chosen)]
-    return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile)
+    chosen = take_readable(items, places)
+    batch = torch.utils.data.dataloader.default_collate([{key: item[key]} for _, item in chosen])
+    names = [str(item.get("file_path_", f"image {i}")) for i, item in chosen]
+    return Shown(trained.model.get_input(batch, key).float().cpu(), names, tile, name_data(trained.config, images))
+
+
+def name_data(config: Any, images: Any = None) -> str:
+    """What to call the images that are evaluated: the last part of a folder's or list file's path, else the class of
+    the config's validation set with the file, folder or split that it is of."""
+    if images is not None:
+        return Path(images).resolve().name
+    validation = config.data.params.validation
+    params = validation.get("params") or {}
+    found = [params[key] for key in _SOURCES if isinstance(params.get(key), str)]
+    name = str(validation.target).rsplit(".", 1)[-1]
+    return f"{name} ({Path(found[0]).name})" if found else name
 
 
 def _find_page(folder: Path, force: bool) -> Path:

@@ -1,18 +1,26 @@
 """Pictures of trained models, each a ``matplotlib.figure.Figure``: on light paper, or for a dark page with
 ``dark=True``."""
 
-from colorsys import hls_to_rgb
+import math
+import textwrap
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin._drawing import COLOURS, colours, in_two_dimensions, label_points, theme
+from vqct_plugin._drawing import COLORS, color_places, colors, in_two_dimensions, label_points, theme
 from vqct_plugin.evaluation.figures import RunFigures
+
+__all__ = ["draw_use", "draw_reconstructions"]
 
 #: the difference that an error map shows in its brightest color, of values in [-1, 1], mean over the channels
 BRIGHTEST_ERROR = 0.5
+#: the smallest text of a chart of the page, in points: in charts of ``_SIZE`` inches, three side by side on a screen of
+#: 1440 pixels, and on a phone, it is seen in more than 11 pixels
+SMALLEST_TEXT = 10
+_SIZE = (3.9, 2.9)
+_LINE = 46  # letters of a title's line
 
 
 def draw_comparison(
@@ -51,25 +59,23 @@ def draw_comparison(
     chart_axes = lower.subplots(1, len(charts), sharey=True, squeeze=False)[0]
     lower.suptitle("Which codes are used: the share of choices each code took, the most used first", fontsize=10)
     for axis, (name, part) in zip(chart_axes, charts):
-        _plot_use(axis, name, part, evaluations[name], COLOURS[list(evaluations).index(name) % len(COLOURS)])
+        _plot_use(axis, name, part, evaluations[name], COLORS[list(evaluations).index(name) % len(COLORS)], line=200)
     chart_axes[0].set_ylabel("share of choices")
     return figure
 
 
-def _plot_use(axis: Any, name: str, part: str, evaluation: Any, color: str) -> None:
+def _plot_use(axis: Any, name: str, part: str, evaluation: Any, color: str, line: int = _LINE) -> None:
     usage = evaluation.usage[part]
     own = evaluation.counts[evaluation.part_of_speech == list(evaluation.usage).index(part)]
     share = own.sort(descending=True)[0].double().numpy() / max(usage.tokens, 1)
     used = share[: usage.in_use]
     axis.fill_between(np.arange(len(used) + 1), np.append(used, used[-1:]), step="post", color=color, linewidth=0)
     axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%")  # not powers, whose exponents are tiny
     axis.set_xlim(0, usage.codes)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.set_title(
-        f"{name}: {usage.in_use:,} of {usage.codes:,} {make_plural(part)} in use ({usage.share:.0%})\nperplexity "
-        f"{usage.perplexity:.0f}",
-        fontsize=9,
-    )
+    title = f"{name}: {usage.in_use:,} of {usage.codes:,} {make_plural(part)} in use ({usage.share:.0%})"
+    axis.set_title(f"{textwrap.fill(title, line)}\nperplexity {usage.perplexity:.0f}", fontsize=SMALLEST_TEXT)
     axis.set_xlabel("code, by use")
 
 
@@ -90,9 +96,9 @@ def draw_use(name: str, part: str, evaluation: Any, color: int = 0, dark: bool =
     from matplotlib.figure import Figure
 
     with theme(dark):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axis = figure.subplots()
-        _plot_use(axis, name, part, evaluation, colours(dark)[color % len(COLOURS)])
+        _plot_use(axis, name, part, evaluation, colors(dark)[color % len(COLORS)])
         axis.set_ylabel("share of choices")
     return figure
 
@@ -112,30 +118,48 @@ def map_error(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     return colored
 
 
+def compute_psnr(original: Tensor, reconstruction: Tensor) -> float:
+    """PSNR in dB of one image, (3, H, W) in [-1, 1]; what the reconstruction has beyond is cut off. Infinite where
+    nothing differs."""
+    error = float(((original.double() - reconstruction.double().clamp(-1, 1)) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(4 / error)
+
+
 def draw_reconstructions(originals: Tensor, of_models: Mapping[str, Tensor], dark: bool = False) -> Any:
-    """Originals, and each model's reconstructions with their error maps below them: the paper's Figure 4.
+    """Originals, and each model's reconstructions with their error maps below them: the paper's Figure 4. Under each
+    reconstruction stands its PSNR, and beside the error maps what their colors mean.
 
     Args:
         originals: (N, 3, H, W) in [-1, 1].
         of_models: name -> reconstructions, shaped as the originals.
     """
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    rows: List[Tuple[str, List[np.ndarray]]] = [("original", [_to_picture(image) for image in originals])]
+    nothing = [""] * len(originals)
+    rows: List[Tuple[str, List[np.ndarray], List[str]]] = [("original", [*map(_to_picture, originals)], nothing)]
     for name, images in of_models.items():
-        rows.append((name, [_to_picture(image) for image in images]))
-        rows.append((f"{name}, error", [map_error(*pair) for pair in zip(originals, images)]))
+        below = [f"{compute_psnr(original, image):.1f} dB" for original, image in zip(originals, images)]
+        rows.append((name, [_to_picture(image) for image in images], below))
+        rows.append((f"{name}, error", [map_error(*pair) for pair in zip(originals, images)], nothing))
     number = len(originals)
     with theme(dark):
-        figure = Figure(figsize=(1.4 * number + 0.4, 1.42 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(1.4 * number + 1.0, 1.5 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), number, squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-        for line, (name, pictures) in zip(axes, rows):
-            for axis, picture in zip(line, pictures):
+        for line, (name, pictures, texts) in zip(axes, rows):
+            for axis, picture, text in zip(line, pictures, texts):
+                axis.set_xlabel(text, fontsize=9)
                 axis.imshow(picture, interpolation="nearest")
                 axis.set_xticks([])
                 axis.set_yticks([])
                 axis.spines[["left", "bottom"]].set_visible(False)
             line[0].set_ylabel(name, fontsize=9)
+        if of_models:
+            scale = ScalarMappable(Normalize(0, BRIGHTEST_ERROR), "inferno")
+            bar = figure.colorbar(scale, ax=axes, location="right", shrink=0.5, aspect=30, extend="max")
+            bar.set_label("absolute difference, of values from -1 to 1", fontsize=9)
+            bar.outline.set_visible(False)
     return figure
 
 
@@ -158,27 +182,25 @@ def draw_words(
         points: (n, 2).
         words: n words, the important ones first: these get their names.
         title: what the plane shows.
-        colored_by: (n, 2) the plane whose places give the colors; with the plane before for both, mixed colors after
-            are words that changed their company.
+        colored_by: (n, 2) the plane whose places give the colors, see :func:`vqct_plugin._drawing.color_places`; with
+            the plane before for both, mixed colors after are words that changed their neighbors.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    origin = points if colored_by is None else colored_by
-    centered = origin - origin.mean(axis=0)
+    color = color_places(points if colored_by is None else colored_by)
     with theme(dark):
-        figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+        figure = Figure(figsize=(7.0, 6.6), layout="constrained")
         FigureCanvasAgg(figure)
         axis = figure.subplots()
-        hues = (np.arctan2(centered[:, 1], centered[:, 0]) / (2 * np.pi)) % 1
-        color = [hls_to_rgb(float(hue), 0.62 if dark else 0.42, 0.7) for hue in hues]
-        axis.scatter(points[:, 0], points[:, 1], s=16, color=color, alpha=0.85, linewidths=0)
+        edge = "#8A8F98"  # light colors on light paper, dark ones on dark, are seen by it
+        axis.scatter(points[:, 0], points[:, 1], s=20, color=color, edgecolors=edge, linewidths=0.5)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[["left", "bottom"]].set_visible(False)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=11)
         figure.canvas.draw()  # labels can only keep out of each other's way where everything stands
-        label_points(axis, words, size=7.5)
+        label_points(axis, words, size=SMALLEST_TEXT)
     return figure
 
 
@@ -187,7 +209,7 @@ def draw_moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence
     from matplotlib.figure import Figure
 
     with theme(dark):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axis = figure.subplots()
         edges = np.linspace(0, max(float(np.quantile(distance, 0.995)), 1e-9), 41)
         for i, part in enumerate(parts):
@@ -197,13 +219,13 @@ def draw_moves(distance: np.ndarray, part_of_speech: np.ndarray, parts: Sequence
                 [float(edge) for edge in edges],
                 histtype="step",
                 linewidth=1.8,
-                color=colours(dark)[i % len(COLOURS)],
+                color=colors(dark)[i % len(COLORS)],
             )
-            axis.plot([], [], color=colours(dark)[i % len(COLOURS)], label=make_plural(part))
+            axis.plot([], [], color=colors(dark)[i % len(COLORS)], label=make_plural(part))
         axis.set_xlim(0, edges[-1])
         axis.set_xlabel("move, in the codebook's radius")
         axis.set_ylabel("codes")
-        axis.legend(frameon=False, fontsize=9)
+        _set_legend(figure)
     return figure
 
 
@@ -216,13 +238,13 @@ def draw_step(steps: Mapping[str, Any], dark: bool = False) -> Any:
     from matplotlib.figure import Figure
 
     with theme(dark):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axis = figure.subplots()
         for i, (name, step) in enumerate(steps.items()):
             ranked = np.sort(step.distance)[::-1]
             ranked = ranked[ranked > 0]
             share = (np.arange(len(ranked)) + 1) / max(len(step.distance), 1)
-            color = colours(dark)[i % len(COLOURS)]
+            color = colors(dark)[i % len(COLORS)]
             label = f"{name}: {step.updated:,} of {len(step.distance):,}"
             axis.plot(np.append(0, share), np.append(ranked[:1], ranked), color=color, linewidth=1.8, label=label)
             if 0 < len(ranked) < len(step.distance):
@@ -232,7 +254,7 @@ def draw_step(steps: Mapping[str, Any], dark: bool = False) -> Any:
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axis.set_xlabel("share of the codebook")
         axis.set_ylabel("distance moved")
-        axis.legend(frameon=False, fontsize=9)
+        _set_legend(figure)
     return figure
 
 
@@ -256,21 +278,31 @@ def draw_curve(
     dashes = ("-", "--", ":", "-.")
     seen: Dict[int, int] = {}
     with theme(dark):
-        figure = Figure(figsize=(4.6, 2.8), layout="constrained")
+        figure = Figure(figsize=_SIZE, layout="constrained")
         axis = figure.subplots()
         for i, (label, (steps, values)) in enumerate(curves.items()):
             number = i if models is None else models[label]
             dash = dashes[seen.get(number, 0) % len(dashes)]
             seen[number] = seen.get(number, 0) + 1
             marker = "o" if len(steps) == 1 else None
-            color = colours(dark)[number % len(COLOURS)]
+            color = colors(dark)[number % len(COLORS)]
             axis.plot(steps, values, dash, color=color, linewidth=1.6, marker=marker, markersize=4, label=label)
         if log:
             _set_logarithmic(axis)
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=11)
         axis.set_xlabel("step")
-        axis.legend(frameon=False, fontsize=8.5)
+        _set_legend(figure)
     return figure
+
+
+def _set_legend(figure: Any) -> None:
+    """Below the axes, where it hides no line, one label a line; the figure grows by it."""
+    axis = figure.axes[0]
+    handles, labels = axis.get_legend_handles_labels()
+    labels = [textwrap.fill(label, _LINE - 6) for label in labels]
+    lines = sum(label.count("\n") + 1 for label in labels)
+    figure.set_size_inches(_SIZE[0], _SIZE[1] + 0.18 * lines)
+    figure.legend(handles, labels, loc="outside lower left", frameon=False, fontsize=SMALLEST_TEXT, labelspacing=0.3)
 
 
 def _set_logarithmic(axis: Any) -> None:

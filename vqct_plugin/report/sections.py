@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqct_plugin._drawing import color_places, format_colors
 from vqct_plugin._version import __version__
 from vqct_plugin.evaluation.figures import RunFigures
-from vqct_plugin.evaluation.tables import list_notes, make_rows
+from vqct_plugin.evaluation.rates import describe_rate
+from vqct_plugin.evaluation.tables import list_notes, make_difference_rows, make_rows
 from vqct_plugin.report import pictures
 from vqct_plugin.report.codespace import (
     Step,
@@ -84,13 +86,18 @@ class Page:
         self.folder, self.images, self.tile, self.models, self.words = folder, images, tile, models, words
         self.names, self.sets = [Path(name).name for name in names], group_images(names)
 
-    def draw(self, name: str, alt: str, draw: Any) -> Dict[str, str]:
+    def draw(self, name: str, alt: str, draw: Any) -> Dict[str, Any]:
         """A chart for light and for dark; the light one is also a file of this name."""
         return embed_chart(draw, alt, self.folder / f"{name}.png")
 
 
 def fill_sections(page: Page) -> Dict[str, Any]:
-    """Everything that the template wants, by its names."""
+    """Everything that the template wants, by its names; ``planes`` of ``space`` are for the script, see
+    :func:`vqct_plugin.report.explorer.make_data`."""
+    space: List[Dict[str, Any]] = []
+    for its in page.models:
+        if hasattr(its.trained.model.quantize, "words"):
+            space.append(fill_space(page, its, sum(len(before["planes"]) for before in space)))
     tiles = ""
     if page.tile != page.images.shape[-1]:
         tiles = f" The images were encoded in tiles of {page.tile} pixels, as they were evaluated; hence the seams."
@@ -99,7 +106,7 @@ def fill_sections(page: Page) -> Dict[str, Any]:
         "summary": fill_summary(page),
         "reconstructions": fill_reconstructions(page),
         "use": fill_use(page),
-        "space": [fill_space(page, its) for its in page.models if hasattr(its.trained.model.quantize, "words")],
+        "space": space,
         "step": fill_step(page),
         "curves": fill_curves(page),
         "about": fill_about(page),
@@ -112,7 +119,8 @@ def fill_summary(page: Page) -> Dict[str, Any]:
     for its in (model.figures for model in page.models):
         verdicts = [judge_usage(usage, part) for part, usage in its.usage.items()]
         worst = min(verdicts, key=lambda found: _GRADES.index(found.grade))
-        quality = f"{its.mean['psnr']:.2f} dB PSNR, {its.mean['ssim']:.3f} SSIM, {its.tokens:,} tokens an image."
+        ssim = f", {its.mean['ssim']:.3f} SSIM" if "ssim" in its.mean else ""  # images under 11 pixels have none
+        quality = f"{its.mean['psnr']:.2f} dB PSNR{ssim}, {describe_rate(its)}."
         cards.append(
             {
                 "name": its.name,
@@ -122,7 +130,34 @@ def fill_summary(page: Page) -> Dict[str, Any]:
             }
         )
     figures = [model.figures for model in page.models]
-    return {"cards": cards, "rows": make_rows(figures), "notes": [note[2:] for note in list_notes(figures)]}
+    return {"cards": cards, "rows": fill_table(figures), "notes": fill_notes(figures)}
+
+
+def fill_table(figures: Sequence[RunFigures]) -> List[Dict[str, List[str]]]:
+    """The table of figures and, beside the models, how each differs from the first: title -> cells, each its lines.
+
+    A figure that no model has has no row; the notes say why.
+    """
+    differences = make_difference_rows(figures)
+    wanted = {f"{its.name} less {figures[0].name}" for its in figures[1:]}
+    rows = []
+    for row in make_rows(figures):
+        title, *texts = row.values()
+        if set(texts) == {"-"}:
+            continue
+        for pair in differences:
+            if pair["difference"] in wanted:
+                row[pair["difference"]] = pair.get(title, "")
+        rows.append({column: text.replace(" (", "\n(").split("\n") for column, text in row.items()})
+    return rows
+
+
+def fill_notes(figures: Sequence[RunFigures]) -> List[str]:
+    """The notes below the table; files are called by their names alone, wherever they are."""
+    notes = [note[2:] for note in list_notes(figures)]
+    for file in (file for its in figures for file in its.broken):
+        notes = [note.replace(str(file), Path(file).name) for note in notes]
+    return notes
 
 
 def fill_reconstructions(page: Page) -> Dict[str, Any]:
@@ -138,16 +173,27 @@ def fill_reconstructions(page: Page) -> Dict[str, Any]:
     tiles = []
     for k, place in enumerate(places):
         original, of_what = page.images[place], page.names[place]
-        tiles.append({"src": embed_image(original), "alt": f"original of {of_what}"})
+        tiles.append({"src": embed_image(original), "alt": f"original of {of_what}", "below": of_what})
         for name, found in of_models.items():
             error = float((original - found[k].clamp(-1, 1)).abs().mean())
-            tiles.append({"src": embed_image(found[k]), "alt": f"{name}'s reconstruction of {of_what}"})
-            pixels = pictures.map_error(original, found[k])
-            tiles.append({"src": embed_pixels(pixels), "alt": f"{name}'s error, {error:.3f} on average"})
-    return {"columns": columns, "tiles": tiles, "brightest": pictures.BRIGHTEST_ERROR}
+            psnr = f"{pictures.compute_psnr(original, found[k]):.1f} dB"
+            alt = f"{name}'s reconstruction of {of_what}, {psnr} PSNR"
+            tiles.append({"src": embed_image(found[k]), "alt": alt, "below": psnr})
+            pixels, mean = pictures.map_error(original, found[k]), f"{error:.3f}"
+            alt = f"{name}'s error, {mean} on average"
+            tiles.append({"src": embed_pixels(pixels), "alt": alt, "below": f"mean {mean}"})
+    brightest = pictures.BRIGHTEST_ERROR
+    scale = {
+        "src": embed_pixels(
+            pictures.map_error(torch.zeros(3, 1, 256), torch.linspace(0, brightest, 256).expand(3, 1, -1))
+        ),
+        "alt": f"the colors of the error maps, from 0 to {brightest}",
+        "ticks": [f"{brightest * i / 4:g}" for i in range(4)] + [f"{brightest:g} or more"],
+    }
+    return {"columns": columns, "tiles": tiles, "scale": scale}
 
 
-def fill_use(page: Page) -> List[Dict[str, str]]:
+def fill_use(page: Page) -> List[Dict[str, Any]]:
     """How often each code of each part is chosen."""
     charts = []
     for i, its in enumerate(model.figures for model in page.models):
@@ -162,8 +208,11 @@ def fill_use(page: Page) -> List[Dict[str, str]]:
     return charts
 
 
-def fill_space(page: Page, model: ReportedRun) -> Dict[str, Any]:
-    """A model's code space before and after transfer: planes, neighbors, moves."""
+def fill_space(page: Page, model: ReportedRun, first: int = 0) -> Dict[str, Any]:
+    """A model's code space before and after transfer: planes, neighbors, moves.
+
+    ``first`` is how many planes the models before have; ``charts`` name them by their numbers.
+    """
     name, part_of_speech, quantizer = model.name, model.part_of_speech, model.trained.model.quantize
     before = get_word_vectors(quantizer)
     after = get_codebook(quantizer).numpy()
@@ -172,21 +221,25 @@ def fill_space(page: Page, model: ReportedRun) -> Dict[str, Any]:
         find_neighbors(after, part_of_speech, _NEIGHBORS, "euclidean"),
     ]
     distance, counts = measure_moves(before, after), model.figures.counts.numpy()
-    charts = []
+    charts: List[Dict[str, Any]] = []
+    every: List[Dict[str, Any]] = []
     for i, part in enumerate(model.parts):
         places = np.flatnonzero(part_of_speech == i)
         places = places[np.argsort(-counts[places], kind="stable")][:_ON_MAP]
         words = [model.words[k] for k in places]
         planes = pictures.project(before[places], after[places])
+        shown: Dict[str, Any] = {"words": words, "colors": format_colors(color_places(planes[0]))}
         for points, kind, where in zip(planes, ("before", "after"), ("in the language model", "in the codebook")):
-            title = f"{pictures.make_plural(part)} {where}"
-            charts.append(
-                page.draw(
-                    f"space_{_make_slug(name)}_{part}_{kind}",
-                    f"{name}: the {len(words)} most used {title}",
-                    lambda dark, p=points, w=words, t=title, f=planes[0]: pictures.draw_words(p, w, t, f, dark),
-                )
+            title, file = (
+                f"{_capitalize(pictures.make_plural(part))} {where}",
+                f"space_{_make_slug(name)}_{part}_{kind}.png",
             )
+            figure = pictures.draw_words(points, words, title, planes[0])
+            figure.savefig(page.folder / file, dpi=DPI, facecolor="white")
+            shown[kind] = _fit_square(points).round(4).tolist()
+            alt = f"{name}: the {len(words)} most used {pictures.make_plural(part)} {where}"
+            charts.append({"plane": first + len(every), "side": kind, "title": title, "alt": alt, "file": file})
+        every.append(shown)
     chosen = [i for i, word in enumerate(model.words) if word in page.words]
     ends = []
     for part, (least, most) in zip(model.parts, rank_moves(distance, part_of_speech, 8)):
@@ -200,6 +253,7 @@ def fill_space(page: Page, model: ReportedRun) -> Dict[str, Any]:
     return {
         "name": name,
         "charts": charts,
+        "planes": every,
         "near": [
             {
                 "word": model.words[i],
@@ -241,7 +295,7 @@ def fill_step(page: Page) -> Dict[str, Any]:
     }
 
 
-def fill_curves(page: Page) -> List[Dict[str, str]]:
+def fill_curves(page: Page) -> List[Dict[str, Any]]:
     """The figures that the runs logged while they trained."""
     charts = []
     colors: Dict[str, int] = {}
@@ -272,7 +326,7 @@ def fill_about(page: Page) -> Dict[str, Any]:
         "side": page.images.shape[-1],
         "version": __version__,
         "torch": str(torch.__version__),
-        "runs": [{"name": model.name, "checkpoint": str(model.trained.checkpoint)} for model in page.models],
+        "runs": [{"name": model.name, "checkpoint": _shorten(model.trained.checkpoint)} for model in page.models],
     }
 
 
@@ -308,6 +362,19 @@ def _share_by_chance(part_of_speech: np.ndarray) -> float:
     sizes = np.bincount(part_of_speech)
     chances = [min(1.0, _NEIGHBORS / max(size - 1, 1)) for size in sizes]
     return float(np.average(chances, weights=sizes))
+
+
+def _fit_square(points: np.ndarray) -> np.ndarray:
+    """(n, 2) in [0, 1], by one scale for both axes; the second axis points down, as on a page."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    centered = (points - (low + high) / 2) / max(float((high - low).max()), 1e-12)
+    fitted: np.ndarray = np.column_stack([centered[:, 0] + 0.5, 0.5 - centered[:, 1]])
+    return fitted
+
+
+def _shorten(checkpoint: Path) -> str:
+    """A run's folder and its checkpoint in it; where that lies on somebody's machine is not for the page."""
+    return "/".join(checkpoint.resolve().parts[-3:])
 
 
 def _make_slug(name: str) -> str:

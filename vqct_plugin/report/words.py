@@ -7,7 +7,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from vqct_plugin._drawing import color_places, format_colors
 from vqct_plugin.runs.usage import count_codes
+
+__all__ = ["encode_images", "Tokens"]
 
 
 class Tokens(NamedTuple):
@@ -106,11 +109,9 @@ def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, fl
 def color_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
     """A color for each code, like codes of one part alike: ``#rrggbb``.
 
-    The hue is the place on the circle around the middle of the first two principal components, spread evenly; codes far
-    from the middle are the more saturated.
+    The first principal component goes from blue to orange and the second from dark to light, so that the colors can be
+    told apart by those who do not tell red from green, see :func:`vqct_plugin._drawing.color_places`.
     """
-    from colorsys import hls_to_rgb
-
     colors = ["#888888"] * len(vectors)
     for part in np.unique(part_of_speech):
         places = np.flatnonzero(part_of_speech == part)
@@ -120,18 +121,9 @@ def color_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
         points = centered @ directions[:2].T
         if points.shape[1] < 2:
             points = np.column_stack([points[:, 0], np.zeros(len(points))])
-        hue = _rank(np.arctan2(points[:, 1], points[:, 0]))
-        saturation = 0.15 + 0.55 * _rank(np.hypot(*points.T))
-        for place, h, s in zip(places, hue, saturation):
-            rgb = hls_to_rgb(float(h), 0.55, float(s))
-            colors[place] = "#" + "".join(f"{round(255 * channel):02x}" for channel in rgb)
+        for place, color in zip(places, format_colors(color_places(points))):
+            colors[place] = color
     return colors
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    """0 for the smallest, towards 1 for the largest."""
-    ranks: np.ndarray = np.argsort(np.argsort(values, kind="stable"), kind="stable") / max(len(values), 1)
-    return ranks
 
 
 def find_commonest(counts: Union[Sequence[int], np.ndarray], part_of_speech: np.ndarray, number: int) -> List[int]:

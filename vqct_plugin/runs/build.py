@@ -10,8 +10,12 @@ import torch
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import TwoOptimizersByHand, for_installed_lightning
+from vqct_plugin.hosts.quantizer_config import refuse_unpatched, take_model_options
+from vqct_plugin.hosts.target import choose_model, is_of_a_model
 from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, suggest
 from vqct_plugin.stage_2.layout import get_layout
+
+__all__ = ["build_model", "build_data", "build_validation_set"]
 
 _LPIPS_OFFLINE = (
     "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
@@ -31,13 +35,22 @@ def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
         ConfigError: the config's model cannot be built.
     """
     cls = find(config.model.target, "model")
+    params = dict(to_plain(config.model.get("params")) or {})
+    try:
+        cls = choose_model(params) if is_of_a_model(cls, params) else cls
+        if "quantizer_config" in params and isinstance(cls, type) and cls.__module__.startswith(("taming.", "ldm.")):
+            refuse_unpatched(cls)
+    except (ImportError, TypeError, ValueError) as error:
+        raise ConfigError(f"the model cannot be built: {error}") from error
+    if "quantizer_config" in params:
+        params["quantizer_config"], of_model = take_model_options(params["quantizer_config"])
+        params = {**of_model, **params}
     if isinstance(cls, type) and issubclass(cls, pl.LightningModule) and cls.__module__.startswith(("taming.", "ldm.")):
         cls = for_installed_lightning(cls)
     by_hand = isinstance(cls, type) and issubclass(cls, TwoOptimizersByHand)
     # Lightning refuses these on the Trainer where it does not step the optimizers itself; there the model takes them.
     trainer = {} if trainer is None else trainer
     names = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
-    params = dict(to_plain(config.model.get("params")) or {})
     params.update({key: trainer.pop(key) for key in names if by_hand and key in trainer})
     # null for an argument that the target does not have: so that a config can remove an argument of one before it
     params = {name: value for name, value in params.items() if value is not None or _takes(cls, name)}
@@ -71,7 +84,7 @@ def check_ddconfig(model: Any, where: str = "model") -> None:
     model = to_plain(model)
     params = model.get("params") or {}
     given = {name for name, value in (params.get("ddconfig") or {}).items() if value is not None}
-    known = _list_ddconfig(find(model["target"], where)) if given else set()
+    known = _list_ddconfig(find(model["target"], where), params) if given else set()
     unknown = sorted(map(str, given - known))
     if known and unknown:
         each = [f"{where}.params.ddconfig.{name}{suggest(name, known)}" for name in unknown]
@@ -82,8 +95,12 @@ def check_ddconfig(model: Any, where: str = "model") -> None:
             check_ddconfig(inner, f"{where}.params.{stage}")
 
 
-def _list_ddconfig(cls: Any) -> Set[str]:
+def _list_ddconfig(cls: Any, params: Dict[str, Any]) -> Set[str]:
     """The arguments of the Encoder and the Decoder beside a model's class; none where they are not there."""
+    try:
+        cls = choose_model(params) if is_of_a_model(cls, params) else cls
+    except (ImportError, TypeError, ValueError):
+        return set()  # said when the model is built
     known: Set[str] = set()
     for base in inspect.getmro(cls) if isinstance(cls, type) else ():
         module = sys.modules.get(base.__module__)

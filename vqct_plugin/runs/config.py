@@ -12,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.taming_imports import lend_removed_names
 
+__all__ = ["load_config", "ConfigError", "DataError"]
+
 #: what a taming YAML may hold; ``lightning`` is optional
 KEYS = {
     "": ("model", "data", "lightning"),

@@ -14,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torch.utils.data.dataloader import default_collate
 
 from vqct_plugin.runs.config import DataError, instantiate
+from vqct_plugin.runs.image_files import BACKGROUND, check_background, read_image, read_labels
+
+__all__ = ["Images", "LabeledImages", "CUB", "DataModuleFromConfig"]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
@@ -21,7 +24,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 class Images(Dataset):
     """Images of a folder and the folders in it, or those that a text file names, one path a line.
 
-    An image is scaled so that its shorter side is ``size`` (Lanczos), then cropped to a square.
+    An image is turned as its EXIF data says, scaled so that its shorter side is ``size`` (Lanczos), then cropped to a
+    square.
 
     Args:
         path: a folder, or a list file, whose relative paths are looked up beside it.
@@ -29,6 +33,7 @@ class Images(Dataset):
         random_crop: a crop anywhere instead of the middle; for training.
         flip: left to right half the time; for training.
         root: where a list file's relative paths are looked up, if not beside it.
+        background: the color that transparent pixels show, a name or ``#rrggbb``.
 
     An item is what taming's data sets give: ``image`` (size, size, 3) float32 in [-1, 1], and ``file_path_``.
 
@@ -43,15 +48,21 @@ class Images(Dataset):
         random_crop: bool = False,
         flip: bool = False,
         root: Union[str, Path, None] = None,
+        background: str = BACKGROUND,
     ) -> None:
         path = Path(path)
-        self._set_up(size, random_crop, flip)
+        self._set_up(size, random_crop, flip, background)
         if path.is_dir():
             self.paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not self.paths:
                 raise DataError(f"there is no image in {path} or the folders in it; looked for {', '.join(SUFFIXES)}")
         elif path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines()
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise DataError(
+                    f"{path} is no text; expected a folder of images, or a list with a path a line"
+                ) from None
             folder = path.parent if root is None else Path(root)
             self.paths = [folder / line.strip() for line in lines if line.strip()]
             if not self.paths:
@@ -59,16 +70,17 @@ class Images(Dataset):
         else:
             raise DataError(f"there is no folder or list file {path}")
 
-    def _set_up(self, size: int, random_crop: bool, flip: bool) -> None:
+    def _set_up(self, size: int, random_crop: bool, flip: bool, background: str = BACKGROUND) -> None:
         if not isinstance(size, int) or size < 1:
             raise DataError(f"size is {size!r}; expected the side of the square in pixels, an integer of 1 or more")
         self.size, self.random_crop, self.flip = size, random_crop, flip
+        self.background = check_background(background)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        (pixels,) = self._crop([_open(self.paths[index], "RGB")])
+        (pixels,) = self._crop([read_image(self.paths[index], self.background)])
         return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
 
     def _crop(self, pictures: List[Any]) -> List[np.ndarray]:
@@ -94,11 +106,11 @@ class LabeledImages(Images):
     """Images with a label map each, for stage 2's conditioning on segmentations (ADE20K, CelebAMask-HQ).
 
     Args:
-        path: a folder of images, or a list file, as of :class:`Images`.
+        path: a folder of images, or a list file, as for :class:`Images`.
         labels: the folder of label maps: for ``a/b.jpg`` in the folder of images its ``a/b.png``, one channel, the
             label of each pixel.
         n_labels: how many labels there are; maps hold 0 to n_labels - 1.
-        size, random_crop, flip, root: as of :class:`Images`; image and map are cropped and flipped alike.
+        size, random_crop, flip, root, background: as for :class:`Images`; image and map are cropped and flipped alike.
 
     An item is that of :class:`Images`, with ``segmentation`` (size, size, n_labels) float32, one-hot.
     """
@@ -112,8 +124,9 @@ class LabeledImages(Images):
         random_crop: bool = False,
         flip: bool = False,
         root: Union[str, Path, None] = None,
+        background: str = BACKGROUND,
     ) -> None:
-        super().__init__(path, size, random_crop, flip, root)
+        super().__init__(path, size, random_crop, flip, root, background)
         if not isinstance(n_labels, int) or n_labels < 2:
             raise DataError(f"n_labels is {n_labels!r}; expected an integer of 2 or more")
         self.n_labels = n_labels
@@ -123,7 +136,7 @@ class LabeledImages(Images):
         self.maps = [Path(labels) / file.relative_to(base).with_suffix(".png") for file in self.paths]
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        image, labels = _open(self.paths[index], "RGB"), _open(self.maps[index], None)
+        image, labels = read_image(self.paths[index], self.background), read_labels(self.maps[index])
         if labels.size != image.size:
             raise DataError(
                 f"{self.maps[index]} is {labels.size}, and its image {image.size} pixels; expected the same"
@@ -146,7 +159,7 @@ class CUB(Images):
     Args:
         path: the folder ``CUB_200_2011``, with ``images.txt``, ``train_test_split.txt`` and ``images/``.
         split: ``"train"`` or ``"test"``, by the owners' file: 5,994 and 5,794 images.
-        size, random_crop, flip: as of :class:`Images`.
+        size, random_crop, flip: as for :class:`Images`.
 
     Raises:
         DataError: a file of these is missing, or the two disagree.
@@ -177,19 +190,6 @@ def _read_numbered(file: Path) -> Dict[str, str]:
     if wrong is not None:
         raise DataError(f"{file} has the line {' '.join(wrong)!r}; expected a number and a value")
     return dict(lines)
-
-
-def _open(path: Path, mode: Optional[str]) -> Any:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            file.load()
-            return file.convert(mode) if mode else file.copy()
-    except FileNotFoundError:
-        raise DataError(f"there is no image {path}") from None
-    except Exception as error:  # PIL's decoders raise of every kind
-        raise DataError(f"the image {path} cannot be read: {error}") from error
 
 
 class DataModuleFromConfig(LightningDataModule):

@@ -14,6 +14,8 @@ from vqct_plugin.runs.checkpoints import find_checkpoint
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
 from vqct_plugin.state import prior_in
 
+__all__ = ["load_run", "load_first_stage", "Trained"]
+
 
 class Trained(NamedTuple):
     """A model in evaluation mode, its config, and the checkpoint that its weights come from."""
@@ -56,7 +58,7 @@ def load_first_stage(
 ) -> Trained:
     """The first stage of a run, without its loss, and without what its host prints while it is built.
 
-    Arguments and errors as of :func:`load_run`, and ConfigError where the run is no first stage.
+    Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
     """
     checkpoint = find_checkpoint(path).path  # said before, since what is printed from here on is not shown
     with redirect_stdout(io.StringIO()):
@@ -118,7 +120,7 @@ def _find_configs(checkpoint: Path) -> List[Path]:
     folder = checkpoint.parent.parent / "configs"
     files = sorted(folder.glob("*-project.yaml"))
     if not files:
-        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give it as base")
+        raise ConfigError(f"there is no config beside {checkpoint}, in {folder}; give base=YAML")
     return files
 
 

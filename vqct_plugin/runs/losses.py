@@ -6,6 +6,8 @@ import torch.nn as nn
 
 from vqct_plugin.compat.taming_imports import import_taming
 
+__all__ = ["VQPixelWithDiscriminator"]
+
 _vqperceptual: Any = import_taming("taming.modules.losses.vqperceptual")
 
 

@@ -7,6 +7,8 @@ from typing import Any, Dict, List
 import numpy as np
 from torch.utils.data import Dataset
 
+__all__ = ["Photographs"]
+
 #: scikit-image's color photographs that lie in its wheel (its other ones are downloaded, and not used)
 FILES = (
     "astronaut.png",

@@ -1,4 +1,4 @@
-"""minGPT's blocks with a key-value cache, so that each step of drawing is as long as what is new."""
+"""minGPT's blocks with a key-value cache, so that a step of drawing computes only what is new."""
 
 from typing import Any, List
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class CachedBlocks:
-    """Runs minGPT's blocks over the next elements of a sequence, and keeps the keys and values of those behind."""
+    """Runs minGPT's blocks over the next elements of a sequence, and keeps the keys and values of those before."""
 
     def __init__(self, blocks: Any, batch: int, length: int) -> None:
         self.blocks = list(blocks)

@@ -1,7 +1,7 @@
 """How a stage 2 lays out an image's tokens: the one interface that taming's transformer and ours have.
 
-Everything that draws from a stage 2 asks its layout, and nothing else of it. A stage 2 with a layout of its own has it
-as ``model.layout``; one without is taming's.
+Code that draws from a stage 2 needs its layout and nothing else of it. A stage 2 with a layout of its own has it as
+``model.layout``; one without is taken for taming's.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +10,7 @@ from typing import Any, Callable, List, Optional
 import torch
 from torch import Tensor
 
+from vqct_plugin.compat.taming_stage_2 import check_stage_2
 from vqct_plugin.stage_2.cache import CachedBlocks
 from vqct_plugin.stage_2.tokens import Token, interleave, list_tokens
 
@@ -44,7 +45,7 @@ class Layout(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Refuse, by a ValueError, a model that would leave tokens out."""
+        """Raise a ValueError for a model that would leave out tokens."""
 
 
 def get_layout(model: Any) -> Layout:
@@ -127,19 +128,4 @@ class JointLayout(Layout):
         return tokens.reshape(len(tokens), -1)
 
     def check(self) -> None:
-        quantizer: Any = getattr(getattr(self.model, "first_stage_model", None), "quantize", None)
-        if not hasattr(quantizer, "tokens_per_position"):
-            return
-        shuffle = getattr(self.model.permuter, "forward_shuffle_idx", None)
-        if quantizer.tokens_per_position > 1 and shuffle is not None:
-            raise ValueError(
-                f"the permuter {type(self.model.permuter).__name__} is one of {len(shuffle)} positions, and would "
-                f"leave out all but the first of a position's {quantizer.tokens_per_position} tokens; leave "
-                "permuter_config out, or use vqct_plugin.Net2NetTransformer, whose permuters are of positions"
-            )
-        config = getattr(self.model.transformer, "config", None)
-        if config is not None and config.vocab_size < quantizer.n_e:
-            raise ValueError(
-                f"vocab_size of the transformer is {config.vocab_size}; expected {quantizer.n_e} or more, the codes of "
-                "the first stage"
-            )
+        check_stage_2(self.model)

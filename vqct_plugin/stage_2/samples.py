@@ -12,6 +12,8 @@ from torch import Tensor
 from vqct_plugin.stage_2.layout import get_layout
 from vqct_plugin.stage_2.sampling import check_request, sample_tokens
 
+__all__ = ["draw_samples", "Samples", "SampleError"]
+
 
 class SampleError(ValueError):
     """Samples cannot be drawn as asked; nothing was written."""
@@ -28,7 +30,7 @@ class Samples(NamedTuple):
 @torch.no_grad()
 def draw_samples(
     model: Any,
-    outdir: Union[str, Path],
+    output: Union[str, Path],
     number: int = 16,
     *,
     batch_size: int = 8,
@@ -46,7 +48,7 @@ def draw_samples(
 
     Args:
         model: a stage 2 (:func:`vqct_plugin.load_run` gives one), on the device to draw on.
-        outdir: a folder, new or empty; ``000000.png`` and so on, and ``grid.png``.
+        output: a folder, new or empty; ``000000.png`` and so on, and ``grid.png``.
         number: how many images; of each class, with ``classes``; of each item, with ``conditions``.
         batch_size: how many at once. It changes no image but by rounding: each has random numbers of its own.
         size: (height, width) of the images in pixels; by default the first stage's resolution.
@@ -63,11 +65,11 @@ def draw_samples(
     from PIL import Image
     from tqdm import tqdm
 
-    outdir = Path(outdir)
-    if outdir.exists() and (not outdir.is_dir() or any(outdir.iterdir())):
-        raise SampleError(f"{outdir} is there and not an empty folder; give another, nothing is overwritten")
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SampleError(f"output {output} is there and not an empty folder; name another, nothing is overwritten")
     if number < 1 or batch_size < 1:
-        raise SampleError(f"{number} images in batches of {batch_size}; expected 1 or more of each")
+        raise SampleError(f"number is {number} and batch_size is {batch_size}; expected 1 or more of each")
     wanted = list(_list_conditions(model, number, classes, conditions))
     height, width = _compute_map_size(model, size)
     check_request(model, wanted[0].shape[1], height * width, temperature, top_k, top_p)
@@ -81,11 +83,11 @@ def draw_samples(
             tokens = _draw(model, c, height * width, (temperature, top_k, top_p), seed, start, bar)
             seconds += time.perf_counter() - began
             images += list(_decode(model, tokens, height, width))
-    outdir.mkdir(parents=True, exist_ok=True)
-    files = [outdir / f"{i:06}.png" for i in range(len(images))]
+    output.mkdir(parents=True, exist_ok=True)
+    files = [output / f"{i:06}.png" for i in range(len(images))]
     for file, image in zip(files, images):
         Image.fromarray(image).save(file)
-    together = outdir / "grid.png" if grid else None
+    together = output / "grid.png" if grid else None
     if together is not None:
         Image.fromarray(_make_grid(images)).save(together)
     return Samples(files, together, seconds)
@@ -107,7 +109,7 @@ def _list_conditions(
     labels = getattr(model.cond_stage_model, "n_classes", None)
     if model.be_unconditional:
         if classes or conditions is not None:
-            raise SampleError("the model is unconditional; leave the classes and conditions out")
+            raise SampleError("the model is unconditional; leave classes and conditions out")
         for _ in range(number):
             yield torch.full((1, 1), int(model.sos_token), dtype=torch.long)
     elif labels is not None:
@@ -119,7 +121,9 @@ def _list_conditions(
             for _ in range(number):
                 yield torch.full((1, 1), label, dtype=torch.long)
     elif conditions is None:
-        raise SampleError(f"the model is conditioned on {model.cond_stage_key!r}; give items that have it")
+        raise SampleError(
+            f"the model is conditioned on {model.cond_stage_key!r}; pass conditions=ITEMS of a data set that have it"
+        )
     else:
         for item in conditions:
             batch = {key: torch.as_tensor(np.asarray(item[key]))[None] for key in (model.cond_stage_key,)}

@@ -10,6 +10,8 @@ from torch import Tensor
 from vqct_plugin.compat.filtering import filter_logits
 from vqct_plugin.stage_2.layout import get_layout
 
+__all__ = ["sample_tokens"]
+
 
 @torch.no_grad()
 def sample_tokens(
@@ -28,19 +30,19 @@ def sample_tokens(
     """Draw all tokens of some images.
 
     Each token is drawn among the codes of its part only; taming's own transformer, over the joint vocabulary, could
-    give others. Keys and values of what is behind are kept, so that each step is one position long.
+    give others. Keys and values of earlier elements are kept, so that each step computes only the next one.
 
     Args:
         model: a stage 2; its transformer's dropout is off meanwhile.
         c: (B, C) conditioning tokens, as ``model.encode_to_c`` gives them.
         positions: how many an image has, H * W of the first stage's map.
-        temperature: logits are divided by it; smaller is surer.
+        temperature: logits are divided by it; below 1, likely codes become likelier.
         top_k: draw among the k likeliest codes.
         top_p: draw among the likeliest codes that together have this probability, at least one.
         generator: of the random numbers, on the device of c; or one for each image, which then does not depend on
             the others.
         callback: called with the number of each step.
-        draw: False takes the likeliest code, whatever the rest says.
+        draw: False takes the likeliest code, whatever the other arguments are.
         start: (B, T, k) tokens of the first k positions, which are kept; for a model of ours only.
 
     Returns:
@@ -76,7 +78,7 @@ def check_request(
     top_k: Optional[int] = None,
     top_p: Optional[float] = None,
 ) -> None:
-    """Refuse, by a ValueError, what :func:`sample_tokens` cannot draw; ``conditioning`` is how many tokens c has."""
+    """Raise a ValueError for what :func:`sample_tokens` cannot draw; ``conditioning`` is how many tokens c has."""
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature!r}; expected a positive number")
     if top_k is not None and (not isinstance(top_k, int) or top_k < 1):

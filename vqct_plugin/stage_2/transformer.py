@@ -20,9 +20,12 @@ from torch import Tensor
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import for_installed_lightning
 from vqct_plugin.compat.taming_imports import import_taming
+from vqct_plugin.compat.taming_stage_2 import count_condition_tokens, count_tokens
 from vqct_plugin.stage_2.layout import PositionLayout
 from vqct_plugin.stage_2.sampling import sample_tokens
 from vqct_plugin.stage_2.tokens import Token, interleave, list_tokens, separate
+
+__all__ = ["Net2NetTransformer", "PartsGPT"]
 
 _mingpt: Any = import_taming("taming.modules.transformer.mingpt")
 _cond_transformer: Any = import_taming("taming.models.cond_transformer")
@@ -36,7 +39,7 @@ class PartsGPT(nn.Module):
         tokens: the tokens of a position.
         cond_vocab_size: how many tokens the conditioning may take; it has a table of its own.
         block_size: the longest sequence: conditioning tokens and positions together, less one.
-        n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked: as of taming's GPT.
+        n_layer, n_head, n_embd, embd_pdrop, resid_pdrop, attn_pdrop, n_unmasked: as in taming's GPT.
         given_previous: each token of a position is predicted given those before it in the same position; False: each
             independently, as the authors did.
 
@@ -148,13 +151,13 @@ class Net2NetTransformer(_Host):
     Args:
         transformer_config: ``params`` are those of taming's GPT (``block_size``, ``n_layer``, ``n_head``, ``n_embd``,
             ...), ``given_previous`` and ``cond_vocab_size`` (see :class:`PartsGPT`). ``vocab_size`` is left out: it is
-            the first stage's. ``target`` may be left out. ``block_size`` is to be at least the conditioning tokens and
+            the first stage's. ``target`` may be left out. ``block_size`` has to be at least the conditioning tokens and
             the positions together, less one.
         first_stage_config, cond_stage_config, permuter_config, ckpt_path, ignore_keys, first_stage_key,
-            cond_stage_key, downsample_cond_size, pkeep, sos_token, unconditional: as the host has them. A permuter is
-            one of positions.
+            cond_stage_key, downsample_cond_size, pkeep, sos_token, unconditional: as in the host. A permuter permutes
+            positions.
 
-    The losses are means over tokens, in nats, so that they stand beside those of taming's own transformer;
+    The losses are means over tokens, in nats, so that they compare with those of taming's own transformer;
     ``train/loss_noun`` and so on are those of each token.
 
     Sequences are (B, L*T), all tokens of a position one after the other.
@@ -197,8 +200,9 @@ class Net2NetTransformer(_Host):
         if vocab_size not in (None, n_e):
             raise ValueError(f"vocab_size is {vocab_size}, and the first stage has {n_e} codes; leave vocab_size out")
         if "cond_vocab_size" not in params:
-            params["cond_vocab_size"] = _count_conditions(self)
+            params["cond_vocab_size"] = _count_conditions(self, vocab_size)
         self.transformer = PartsGPT(tokens, **params)
+        _check_block_size(self)
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys=ignore_keys)
 
@@ -276,8 +280,8 @@ class Net2NetTransformer(_Host):
         callback: Callable[[int], Any] = lambda k: None,
         top_p: Optional[float] = None,
     ) -> Tensor:
-        """Go on from the tokens x (B, k) by ``steps`` tokens, as the host's: (B, k + steps). A position that x begins
-        is drawn again."""
+        """Continue the tokens x (B, k) by ``steps`` tokens, as the host's method does: (B, k + steps). A position of
+        which x has only some tokens is drawn again."""
         t = len(self.tokens)
         start = x.shape[1] // t
         drawn = sample_tokens(
@@ -331,7 +335,9 @@ class Net2NetTransformer(_Host):
         return permuted
 
 
-def _count_conditions(model: Any) -> int:
+def _count_conditions(model: Any, vocab_size: Optional[int]) -> int:
+    """How many values a conditioning token may take; ``vocab_size`` where the stage does not say, as taming's own
+    transformer has one table for both."""
     if model.be_unconditional:
         return int(model.sos_token) + 1
     stage = model.cond_stage_model
@@ -341,6 +347,23 @@ def _count_conditions(model: Any) -> int:
         return int(stage.n_classes)
     if hasattr(stage, "n_embed"):  # CoordStage rounds to 0 ... n_embed
         return int(stage.n_embed) + 1
+    if vocab_size is not None:
+        return int(vocab_size)
     raise ValueError(
-        f"the number of tokens of {type(stage).__name__} is unknown; set transformer_config.params.cond_vocab_size"
+        f"the number of tokens of {type(stage).__name__} is unknown; set transformer_config.params.cond_vocab_size (in "
+        "taming's configs of scenes, no_tokens of the data)"
     )
+
+
+def _check_block_size(model: Any) -> None:
+    tokens, conditions = count_tokens(model.first_stage_model), count_condition_tokens(model)
+    if tokens is None:
+        return
+    positions = tokens // len(model.transformer.tokens)
+    needed = positions + max(conditions or 0, 1) - 1
+    if model.transformer.block_size < needed:
+        counted = "at least 1 conditioning token" if conditions is None else f"{conditions} conditioning token(s)"
+        raise ValueError(
+            f"block_size is {model.transformer.block_size}; expected {needed} or more: {counted} and {positions} "
+            "positions of an image, less one"
+        )

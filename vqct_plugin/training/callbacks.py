@@ -14,6 +14,8 @@ from vqct_plugin.runs.usage import make_counter
 from vqct_plugin.training.restart import random_state, restore_random_state
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
+__all__ = ["ImageLogger", "CodebookUsageLogger", "CodebookWarning"]
+
 
 class ImageLogger(Callback):
     """Grids of what the model's ``log_images`` gives, as PNG files in ``images/train`` and ``images/val``.

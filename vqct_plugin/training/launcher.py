@@ -32,6 +32,8 @@ from vqct_plugin.training.trainer import (
     merge_trainer_options,
 )
 
+__all__ = ["run", "check", "Run"]
+
 _log = logging.getLogger(__name__)
 DEFAULT_SEED = 23  # taming's
 
@@ -229,12 +231,12 @@ def _locate_run(
     files = [locate_config(file) for file in base]
     if not resume:
         if not files:
-            raise ConfigError("there is no config; give one as base, or a run to resume")
+            raise ConfigError("there is no config; give base=YAML, or resume=RUN to continue a run")
         return logdir / f"{now}_{name or files[0].stem}{postfix}", None, now, files
     if name:
         raise ConfigError(
-            "name and resume exclude each other: a resumed run keeps its folder. To start a new run from a "
-            "checkpoint's weights, give model.params.ckpt_path"
+            f"name={name!r} and resume={str(resume)!r} exclude each other: a resumed run keeps its folder. "
+            "To start a new run from a checkpoint's weights, give model.params.ckpt_path"
         )
     path = find_newest_run(logdir) if resume is True else Path(resume)
     if path.is_file():
@@ -296,7 +298,9 @@ def _make_folder(plan: _Plan, resumed: bool) -> None:
     except FileExistsError as error:
         raise ConfigError(f"there is a run in {folder} already; resume it, or give another name") from error
     except OSError as error:
-        raise ConfigError(f"the log folder {folder} cannot be written: {error}; choose another logdir") from error
+        raise ConfigError(
+            f"the log folder {folder} cannot be written: {error}; choose another logdir=FOLDER"
+        ) from error
 
 
 def _fit(trainer: Any, model: Any, plan: _Plan) -> None:

@@ -11,6 +11,8 @@ from pytorch_lightning.callbacks import ProgressBar
 
 from vqct_plugin.runs.config import ConfigError
 
+__all__ = ["OneLine"]
+
 WIDTH = 80  # columns, at most
 SECONDS = 0.2  # between two drawings
 _OURS = logging.getLogger("vqct_plugin")

@@ -143,4 +143,11 @@ def build_loggers(lightning: Any, folder: Path) -> List[Any]:
         config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
         for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
             config["params"].pop(gone, None)
-    return [instantiate(config, "lightning.logger"), MetricsTable(folder / "csv" / "metrics.csv")]
+    try:
+        logger = instantiate(config, "lightning.logger")
+    except ImportError as error:
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"lightning.logger is {config['target']}, which needs what is not installed: {what}"
+        ) from error
+    return [logger, MetricsTable(folder / "csv" / "metrics.csv")]

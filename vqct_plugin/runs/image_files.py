@@ -1,0 +1,130 @@
+"""One image file as RGB: upright, at its own range, over a background; and what is no image, named."""
+
+from pathlib import Path
+from typing import Any, Callable, List, Union
+
+import numpy as np
+
+from vqct_plugin.runs.config import DataError
+
+BACKGROUND = "white"
+_ORIENTATION = 274  # EXIF's number of it
+
+
+def read_image(path: Union[str, Path], background: str = BACKGROUND) -> Any:
+    """A file as a PIL image of mode RGB.
+
+    It is turned as its EXIF data says. Grays of 16 bits are read from 0 to 65,535, floats from 0 to 1; what is
+    transparent shows the background.
+
+    Args:
+        path: of the image.
+        background: a color, by its name or as ``#rrggbb``.
+
+    Raises:
+        DataError: there is no such file, or it is damaged, or it holds several images, a side of one pixel, or values
+            of unknown range; each with the file's path.
+    """
+    return _read(path, lambda image: _to_rgb(image, path, background))
+
+
+def read_labels(path: Union[str, Path]) -> Any:
+    """A label map as the PIL image that it is; raises DataError."""
+    return _read(path, lambda image: image.copy())
+
+
+def _read(path: Union[str, Path], convert: Callable[[Any], Any]) -> Any:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return convert(image)
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(f"there is no image {path}") from None
+    except Exception as error:  # PIL's decoders and converters raise of every kind
+        raise DataError(f"the image {path} cannot be read: {error}") from error
+
+
+def _to_rgb(image: Any, path: Union[str, Path], background: str) -> Any:
+    from PIL import ImageOps
+
+    number = _count_images(image)
+    if number > 1:
+        raise DataError(f"the image {path} is {number} of them, an animation or pages; expected a single one")
+    if min(image.size) < 2:
+        width, height = image.size
+        raise DataError(f"the image {path} is {width} x {height} pixels; expected 2 or more each way")
+    image.load()
+    if image.getexif().get(_ORIENTATION, 1) != 1:  # a copy less where there is nothing to turn
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _scale(image, path)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
+        return _lay_over(image, background)
+    return image.convert("RGB")
+
+
+def check_background(background: str) -> str:
+    """The same color; raises DataError for what is none."""
+    from PIL import ImageColor
+
+    try:
+        opaque = len(ImageColor.getrgb(background)) == 3
+    except (ValueError, AttributeError, TypeError):
+        opaque = False
+    if not opaque:
+        raise DataError(f"background is {background!r}; expected a color's name, or #rrggbb")
+    return background
+
+
+def _count_images(image: Any) -> int:
+    """How many images a file holds; the second picture of a camera's JPEG (MPO) and a TIFF's thumbnails are none."""
+    frames = int(getattr(image, "n_frames", 1))
+    if frames == 1 or image.format == "MPO":
+        return 1
+    if image.format != "TIFF":
+        return frames
+    number = 0
+    width, height = image.size
+    for frame in range(frames):
+        image.seek(frame)
+        number += image.size[0] >= width and image.size[1] >= height
+    image.seek(0)
+    return number
+
+
+def _scale(image: Any, path: Union[str, Path]) -> Any:
+    """Integers of more than 8 bits, or floats, of one channel."""
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    kind, top = ("floats", 1) if image.mode == "F" else ("integers", 65535)
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= top):  # also where one of them is NaN
+        raise DataError(
+            f"the image {path} holds {kind} from {low:g} to {high:g}; expected 0 to {top:,}: scale them to that"
+        )
+    gray = (values * (255 / top) + 0.5).astype(np.uint8)
+    return Image.fromarray(gray).convert("RGB")
+
+
+def _lay_over(image: Any, background: str) -> Any:
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    below = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(below, image).convert("RGB")
+
+
+def list_files(dataset: Any) -> List[str]:
+    """The files of a data set's items, in their order, where it is known: of ours, and of taming's; else nothing."""
+    paths = getattr(dataset, "paths", None)
+    if paths is None:
+        for holder in (dataset, getattr(dataset, "data", None)):
+            labels = getattr(holder, "labels", None)
+            if isinstance(labels, dict) and "file_path_" in labels:
+                paths = labels["file_path_"]
+    found = [] if paths is None else [str(path) for path in paths]
+    return found if len(found) == len(dataset) else []
