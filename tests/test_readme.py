@@ -67,15 +67,17 @@ def test_every_call_of_vqct_train_is_understood(monkeypatch):
     from vqct_plugin.commands.train import main
     from vqct_plugin.runs.config import load_config
     from vqct_plugin.training import launcher
+    from vqct_plugin.training.trainer import TRAINER_ARGUMENTS
 
     calls = []
-    monkeypatch.setattr(launcher, "run", lambda *args, **keywords: calls.append((args, keywords)))
+    for name in ("run", "check"):
+        monkeypatch.setattr(launcher, name, lambda *args, **keywords: calls.append((args, keywords)))
     assert len(commands("vqct-train")) >= 3
     for words in commands("vqct-train"):
         main(words)
     for (base, overrides), keywords in calls:
         assert base or keywords["resume"]
-        assert set(keywords["trainer"]) <= set(launcher.TRAINER_ARGUMENTS)
+        assert set(keywords["trainer"]) <= set(TRAINER_ARGUMENTS)
         if base and (ROOT / base[0]).exists():
             load_config([ROOT / file for file in base], overrides)
     assert any((ROOT / base[0]).exists() for (base, _), _ in calls if base)

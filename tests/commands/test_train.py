@@ -14,6 +14,7 @@ def called(monkeypatch):
 
     calls = []
     monkeypatch.setattr(launcher, "run", lambda *args, **kwargs: calls.append((args, kwargs)))
+    monkeypatch.setattr(launcher, "check", lambda *args, **kwargs: f"checked {args} {sorted(kwargs)}")
     return calls
 
 
@@ -33,6 +34,22 @@ def test_overrides_may_follow_base(called):
     command.main(["-b", "a.yaml", "model.target=vqct_plugin.VQModel"])
     assert called[0][0] == (["a.yaml"], ["model.target=vqct_plugin.VQModel"])
     assert called[0][1]["train"] is True
+
+
+def test_resume_alone_is_the_newest_run(called):
+    command.main(["-r", "--max_steps", "5"])
+    command.main(["-r", "model.params.topk=2", "-l", "elsewhere"])
+    command.main(["-r", "logs/a"])
+    assert [keywords["resume"] for _, keywords in called] == [True, True, "logs/a"]
+    assert [overrides for (_, overrides), _ in called] == [[], ["model.params.topk=2"], []]
+    assert called[1][1]["logdir"] == "elsewhere"
+
+
+def test_check_says_what_is_there_and_trains_nothing(called, capsys):
+    command.main(["-b", "a.yaml", "--check", "topk=2", "--gpus", "0,"])
+    assert called == []
+    expected = ["gpus", "logdir", "name", "postfix", "resume", "seed", "train", "trainer"]
+    assert capsys.readouterr().out == f"checked (['a.yaml'], ['topk=2']) {expected}\n"
 
 
 def test_the_trainers_arguments_are_read_as_yaml():

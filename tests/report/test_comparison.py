@@ -17,13 +17,55 @@ from vqct_plugin.runs.config import ConfigError
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
+    """A comparison that was interrupted in its second run, and is gone on with."""
+    from vqct_plugin.report import comparison
+
     words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
     folder = tmp_path_factory.mktemp("demo")
-    return compare(overrides=words, output=folder, trainer={"max_steps": 2, "accelerator": "cpu"}, tiles_shown=2)
+    keywords = {"overrides": words, "output": folder, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
+    plain, started = comparison.run, []
+
+    def interrupted(*args, **kwargs):
+        started.append(kwargs.get("name") or kwargs["resume"].name[20:])
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        return plain(*args, **kwargs)
+
+    comparison.run = interrupted
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            compare(**keywords, tiles_shown=2)
+        found = compare(**keywords, tiles_shown=2)
+    finally:
+        comparison.run = plain
+    assert started == ["stock", "VQCT", "stock", "VQCT", "VQCT-joint"]
+    assert [path.name for path in folder.iterdir()] == [found.folder.name]
+    return found
+
+
+def test_what_is_finished_or_of_other_arguments_is_not_gone_on_with(done):
+    from vqct_plugin.report.comparison import ARGUMENTS, _find_interrupted
+
+    arguments = json.loads((done.folder / ARGUMENTS).read_text())
+    output = done.folder.parent
+    assert _find_interrupted(output, arguments) is None
+    table = done.folder / "table.md"
+    table.rename(done.folder / "away.md")
+    assert _find_interrupted(output, arguments) == done.folder
+    assert _find_interrupted(output, {**arguments, "seed": 5}) is None
+    (done.folder / "away.md").rename(table)
+
+
+def test_the_seconds_of_before_the_interruption_count(done):
+    import torch
+
+    file = next(done.folder.glob("*_stock/checkpoints/last.ckpt"))
+    assert done.seconds["stock"] > torch.load(file)["vqct_seconds"] > 0
 
 
 def test_nothing_but_the_target_differs(done):
     configs = [yaml.safe_load(file.read_text()) for file in sorted(done.folder.glob("*/configs/*-project.yaml"))]
+    del configs[1]  # of the stock run, resumed
     assert [c["model"].pop("target") for c in configs] == ["taming.models.vqgan.VQModel", *["vqct_plugin.VQModel"] * 2]
     assert configs[2]["model"]["params"].pop("parts_of_speech") == "joint"
     assert configs[0] == configs[1] == configs[2]
@@ -59,8 +101,8 @@ def test_table_and_picture_say_what_was_measured(done):
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
         assert cells[5:8] == [f"{evaluation.tokens}", f"{evaluation.bits:,.0f}", f"{evaluation.entropy:,.0f}"]
     assert lines[0].split(" | ")[5:8] == ["tokens an image", "bits an image", "bits by entropy"]
-    assert [line.split(" | ")[0] for line in lines if " less " in line] == [
-        "| VQCT less stock     ", "| VQCT-joint less stock", "| VQCT-joint less VQCT",
+    assert [line.split(" | ")[0].rstrip() for line in lines if " less " in line] == [
+        "| VQCT less stock", "| VQCT-joint less stock", "| VQCT-joint less VQCT",
     ]  # fmt: skip
     assert lines[-1].startswith(
         "the runs have different rates, in bits an image: stock and VQCT-joint: 640; VQCT: 1,147"

@@ -120,7 +120,7 @@ def test_the_launchers_classes_of_2021_have_stand_ins():
 
     from vqct_plugin.runs.datasets import DataModuleFromConfig
     from vqct_plugin.training.callbacks import ImageLogger
-    from vqct_plugin.training.launcher import STAND_INS
+    from vqct_plugin.training.trainer import STAND_INS
 
     for main in ("main", "taming.main"):
         assert find(f"{main}.DataModuleFromConfig", "data") is DataModuleFromConfig

@@ -1,6 +1,7 @@
 """What an epoch shows depends on seed, epoch and item alone; bad data is named."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -54,6 +55,31 @@ def test_an_epoch_goes_on_from_any_batch():
 
 def test_workers_change_nothing():
     assert content(batches(workers=2)) == content(batches())
+
+
+def test_workers_leave_ctrl_c_to_the_training():
+    class Handlers(Noise):
+        def __getitem__(self, index):
+            return {"ignored": signal.getsignal(signal.SIGINT) is signal.SIG_IGN}
+
+    assert all(bool(batch["ignored"].all()) for batch in batches(workers=1, dataset=Handlers()))
+
+
+def test_a_check_loads_the_first_item_of_each_set(tmp_path):
+    (tmp_path / "list.txt").write_text("gone.jpg")
+    gone = {"target": "vqct_plugin.runs.datasets.Images", "params": {"path": str(tmp_path / "list.txt"), "size": 8}}
+    there = {"target": "vqct_plugin.runs.photographs.Photographs", "params": {"split": "train", "size": 8}}
+    for sets, sentence in (
+        ({"train": there}, None),
+        ({"train": there, "test": gone}, r"there is no image .*gone\.jpg"),
+    ):
+        data = DataModuleFromConfig(2, **sets)
+        data.setup()
+        if sentence is None:
+            data.check()
+            continue
+        with pytest.raises(DataError, match=sentence):
+            data.check()
 
 
 def test_processes_share_each_batch():

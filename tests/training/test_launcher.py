@@ -14,11 +14,12 @@ import yaml
 from tests.runs.tiny import config as tiny
 from tests.runs.tiny import environment, vqct_train, write
 
-pytest.importorskip("pytorch_lightning")
+pytest.importorskip("pytorch_lightning", "2.2")
 pytest.importorskip("taming")
 
 from vqct_plugin.runs.config import ConfigError, DataError
-from vqct_plugin.training.launcher import _merge_trainer_options, run
+from vqct_plugin.training.launcher import check, run
+from vqct_plugin.training.trainer import merge_trainer_options
 
 
 @pytest.fixture
@@ -180,7 +181,7 @@ def test_logging_changes_nothing_of_training(here, monkeypatch):
 
 def test_gpus_are_taken_as_taming_takes_them():
     def devices(of_yaml, given, gpus=None):
-        options = _merge_trainer_options(of_yaml, given, gpus)
+        options = merge_trainer_options(of_yaml, given, gpus)
         return options.get("accelerator"), options["devices"]
 
     assert devices({}, {}) == (None, 1)
@@ -191,7 +192,7 @@ def test_gpus_are_taken_as_taming_takes_them():
     assert devices({"gpus": "-1"}, {}) == ("gpu", -1)
     assert devices({"accelerator": "gpu", "devices": [0, 1]}, {}, "2,3") == ("gpu", [2, 3])
     assert devices({"gpus": "0,1"}, {"accelerator": "cpu", "devices": 2}) == ("cpu", 2)
-    assert _merge_trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
+    assert merge_trainer_options({"distributed_backend": "ddp"}, {}, None)["strategy"] == "ddp"
     with pytest.raises(ConfigError, match="gpus and devices mean the same; give only one of them"):
         devices({}, {"devices": 2}, "0,")
 
@@ -208,6 +209,9 @@ REFUSED = [
     ({}, ["data.params.train.target=taming.data.custom.CustomTrain"], {}, r"takes no data\.params\.train\.params\."),
     ({}, ["data.params.batch_siez=2"], {}, r"takes no data\.params\.batch_siez; did you mean batch_size"),
     ({}, [], {"max_epoch": 3}, "has no argument 'max_epoch'; did you mean max_epochs"),
+    ({}, ["model.params.ddconfig.ch_mul=[1]"], {}, r"takes no model\.params\.ddconfig\.ch_mul; did you mean ch_mult"),
+    ({}, ["data.params.train.params.size=4000"], {}, "size is 4000; expected 1 to"),
+    ({}, [], {"gpus": "0,"}, "asks for a GPU .* sees none on this machine"),
     ({}, [], {"precision": "17"}, "Lightning's Trainer refuses its arguments"),
     ({}, [], {"gpus": "zero"}, "gpus is 'zero'; expected the numbers of GPUs"),
     ({}, [], {"logger": False}, r"lightning\.trainer\.logger is not supported; use lightning\.logger instead"),
@@ -221,6 +225,46 @@ REFUSED = [
 def test_what_is_wrong_is_said_before_anything_is_written(here, changes, overrides, trainer, sentence):
     with pytest.raises((ConfigError, DataError), match=sentence):
         run([write(here, **changes)], overrides, trainer={"max_epochs": 1, **trainer})
+    assert [p.name for p in here.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize("what", ["data", "first image", "ddconfig", "gpus"])
+def test_it_is_said_before_the_model_is_built(here, monkeypatch, what):
+    """The model is what downloads (LPIPS) and takes its time."""
+    from vqct_plugin.training import launcher
+
+    monkeypatch.setattr(launcher, "build_model", lambda *_: pytest.fail("the model was built"))
+    images = {"target": "vqct_plugin.runs.datasets.Images", "params": {"path": "list.txt", "size": 16}}
+    words, trainer, sentence = [], {}, "there is no image gone.jpg"
+    config = tiny()
+    if what == "data":
+        config["data"]["params"]["train"] = {**images, "params": {"path": "nowhere", "size": 16}}
+        sentence = "there is no folder or list file nowhere"
+    elif what == "first image":
+        config["data"]["params"]["validation"] = images
+        (here / "list.txt").write_text("gone.jpg")
+    elif what == "ddconfig":
+        words, sentence = ["model.params.ddconfig.resolutions=16"], "did you mean resolution"
+    else:
+        trainer, sentence = {"gpus": 1}, "sees none on this machine"
+    (here / "a.yaml").write_text(yaml.safe_dump(config))
+    for function in (run, check):
+        with pytest.raises((ConfigError, DataError), match=sentence):
+            function(["a.yaml"], words, trainer=trainer)
+    assert not (here / "logs").exists()
+
+
+def test_a_check_builds_the_model_without_its_loss_and_writes_nothing(here):
+    """taming's loss downloads LPIPS: here it names a class that is not even there."""
+    words = ["model.params.lossconfig.target=no.such.Loss"]
+    said = check([write(here)], words)
+    assert re.match(r"VQModel: [\d,]+ parameters, [\d,]+ of them trained\n", said)
+    assert "12 items in data.params.train, " in said
+    assert "nothing written" in said
+    with pytest.raises(ConfigError, match=r"the model cannot be built: .*999,?999"):
+        check([here / "tiny.yaml"], ["model.params.n_embed=999999"])
+    with pytest.raises(ConfigError, match="did you mean save_top_k"):
+        check([here / "tiny.yaml"], ["lightning.modelcheckpoint.params.save_topk=1"])
     assert [p.name for p in here.iterdir()] == ["tiny.yaml"]
 
 
@@ -258,7 +302,7 @@ def test_resuming_what_is_not_there_is_refused(here):
     with pytest.raises(ConfigError, match="it stopped before its first checkpoint"):
         run(resume=here / "logs" / "old")
     (here / "logs" / "old" / "checkpoints" / "epoch=000003.ckpt").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"it has epoch=000003\.ckpt: name one of them"):
+    with pytest.raises(ConfigError, match=r"epoch=000003\.ckpt is not a checkpoint"):
         run(resume=here / "logs" / "old")
     with pytest.raises(ConfigError, match="there are no configs in"):
         run(resume=here / "logs" / "old" / "checkpoints" / "epoch=000003.ckpt")
@@ -270,8 +314,10 @@ def test_a_broken_checkpoint_is_refused_and_left(here):
     done = run([write(here)], trainer={"max_epochs": 1})
     last = done.folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"last\.ckpt cannot be resumed"):
+    with pytest.raises(ConfigError, match=r"last\.ckpt is not a checkpoint .*name one of epoch=000000\.ckpt"):
         run(resume=done.folder, trainer={"max_epochs": 2})
+    with pytest.raises(ConfigError, match=r"last\.ckpt cannot be resumed"):
+        run(resume=last, trainer={"max_epochs": 2})
     assert last.stat().st_size == 1000
 
 

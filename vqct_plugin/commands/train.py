@@ -39,7 +39,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
     parser.add_argument("-f", "--postfix", default="", help="appended to the name")
     parser.add_argument(
-        "-r", "--resume", default=None, metavar="RUN", help="resume a run: its folder, or a checkpoint in it"
+        "-r",
+        "--resume",
+        nargs="?",
+        const=True,
+        default=None,
+        metavar="RUN",
+        help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir",
     )
     parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (logs)")
     parser.add_argument(
@@ -60,6 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=False,
         metavar="BOOL",
         help="do not test after training (false)",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check configs, devices, data and model, say what is there, and stop; nothing is written",
     )
     parser.add_argument("--gpus", default=None, metavar="LIST", help="indices of GPUs, as taming takes them: 0, or 0,1")
     parser.add_argument(
@@ -83,7 +94,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # `--base a.yaml key=value`: argparse takes both for files
     base, swallowed = split_overrides(options.base)
     try:
-        from vqct_plugin.training.launcher import run
+        from vqct_plugin.training.launcher import check, run
     except ImportError as error:
         print(f"vqct-train: {error}; install what it needs with: pip install 'vqct-plugin[train]'", file=sys.stderr)
         return 1
@@ -91,19 +102,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
     try:
         trainer, overrides = split(rest)
-        run(
-            base,
-            [*options.set, *swallowed, *overrides],
-            trainer=trainer,
-            gpus=options.gpus,
-            name=options.name,
-            postfix=options.postfix,
-            resume=options.resume,
-            logdir=options.logdir,
-            seed=options.seed,
-            train=options.train,
-            test=not options.no_test,
-        )
+        resume = options.resume
+        if isinstance(resume, str) and split_overrides([resume])[1]:  # `-r key=value`: argparse takes it for a run
+            overrides, resume = [resume, *overrides], True
+        keywords: Dict[str, Any] = {
+            "trainer": trainer,
+            "gpus": options.gpus,
+            "name": options.name,
+            "postfix": options.postfix,
+            "resume": resume,
+            "logdir": options.logdir,
+            "seed": options.seed,
+            "train": options.train,
+        }
+        overrides = [*options.set, *swallowed, *overrides]
+        if options.check:
+            print(check(base, overrides, **keywords))
+        else:
+            run(base, overrides, **keywords, test=not options.no_test)
     except (ConfigError, DataError, OSError) as error:
         if options.debug:
             _post_mortem()

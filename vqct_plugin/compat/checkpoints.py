@@ -6,7 +6,8 @@ A ``.ckpt`` is a pickle, and a pickle is a program. ``torch.load`` either runs i
 
 import logging
 import zipfile
-from typing import Any, Dict, Iterable, List, Mapping, Optional
+from contextlib import contextmanager
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
 
 from vqct_plugin.compat.pickles import materialize
 from vqct_plugin.compat.records import Inert, read_stream, read_zip
@@ -30,20 +31,41 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
     Raises:
         CheckpointError: no such file, not a checkpoint, or one without a ``state_dict``.
     """
+    with _open_checkpoint(path) as (checkpoint, storage):
+        if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
+            holds = (
+                f"the keys {', '.join(map(repr, list(checkpoint)[:6]))}{', ...' * (len(checkpoint) > 6)}"
+                if isinstance(checkpoint, Mapping)
+                else f"a {type(checkpoint).__name__}"
+            )
+            raise CheckpointError(
+                f"{path} has no state_dict, it holds {holds}; ckpt_path takes a checkpoint as Lightning writes "
+                'it: {"state_dict": {name: tensor, ...}, ...}'
+            )
+        weights = {str(key): materialize(value, storage) for key, value in checkpoint["state_dict"].items()}
+    for key, value in weights.items():
+        if isinstance(value, Inert):
+            raise CheckpointError(f"{path}: state_dict[{key!r}] is a {type(value).__name__}, expected a tensor")
+    return weights
+
+
+def read_step(path: Any) -> int:
+    """After how many steps a Lightning checkpoint was written; -1 where it does not say. Its tensors are not read.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint.
+    """
+    with _open_checkpoint(path) as (checkpoint, _):
+        step = checkpoint.get("global_step") if isinstance(checkpoint, Mapping) else None
+    return step if isinstance(step, int) else -1
+
+
+@contextmanager
+def _open_checkpoint(path: Any) -> Iterator[Tuple[Any, Any]]:
+    """What a checkpoint's pickle describes, and where its storages are; whatever goes wrong is a CheckpointError."""
     try:
         with open(path, "rb") as file:
-            checkpoint, storage = (read_zip if zipfile.is_zipfile(path) else read_stream)(file)
-            if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
-                holds = (
-                    f"the keys {', '.join(map(repr, list(checkpoint)[:6]))}{', ...' * (len(checkpoint) > 6)}"
-                    if isinstance(checkpoint, Mapping)
-                    else f"a {type(checkpoint).__name__}"
-                )
-                raise CheckpointError(
-                    f"{path} has no state_dict, it holds {holds}; ckpt_path takes a checkpoint as Lightning writes "
-                    'it: {"state_dict": {name: tensor, ...}, ...}'
-                )
-            weights = {str(key): materialize(value, storage) for key, value in checkpoint["state_dict"].items()}
+            yield (read_zip if zipfile.is_zipfile(path) else read_stream)(file)
     except FileNotFoundError as error:
         raise CheckpointError(f"no checkpoint {path}: write the path of a Lightning .ckpt in ckpt_path") from error
     except CheckpointError:
@@ -54,10 +76,6 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
         raise CheckpointError(
             f"{path} is not a checkpoint that torch.save wrote, or it is damaged ({type(error).__name__}: {error})"
         ) from error
-    for key, value in weights.items():
-        if isinstance(value, Inert):
-            raise CheckpointError(f"{path}: state_dict[{key!r}] is a {type(value).__name__}, expected a tensor")
-    return weights
 
 
 def load_into(model: Any, path: Any, ignore_keys: Iterable[str] = (), weights: Optional[Dict[str, Any]] = None) -> None:

@@ -1,8 +1,8 @@
 """The main job of the README: one taming YAML trained stock, with our target, and with it at equal bits, compared."""
 
 import datetime
+import json
 import logging
-import time
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Union
 
@@ -25,6 +25,7 @@ __all__ = ["compare", "Comparison", "PHOTOGRAPHS"]
 _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
 """The config of the main job: a small stock VQGAN on scikit-image's photographs."""
+ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
 OURS = "model.target=vqct_plugin.VQModel"
 #: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
 MODELS: Mapping[str, Sequence[str]] = {
@@ -66,7 +67,8 @@ def compare(
 ) -> Comparison:
     """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show all.
 
-    All see the same batches. The figures are of the validation set.
+    All see the same batches. The figures are of the validation set. A comparison that was interrupted is gone on with,
+    by a call with the same arguments.
 
     Args:
         base: YAML files of a stock VQGAN; by default the small one for scikit-image's photographs.
@@ -82,18 +84,26 @@ def compare(
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
     """
     size_shown = _compute_size(load_config(base, [*overrides]), tiles_shown)
-    folder = Path(output) / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be made: {error}; choose another output=FOLDER") from error
+    arguments = {
+        "base": list(map(str, base)),
+        "overrides": list(overrides),
+        "trainer": dict(trainer or {}),
+        "seed": seed,
+        "models": {name: list(more) for name, more in models.items()},
+    }
+    folder = _find_interrupted(Path(output), arguments) or _begin(Path(output), arguments)
     seconds: Dict[str, float] = {}
     trained: List[Trained] = []
     for name, more in models.items():
         _log.info("\n%s: %s", name, " ".join(more) if more else "the config as it is")
-        begin = time.perf_counter()
-        done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
-        seconds[name] = time.perf_counter() - begin
+        resume = _find_run(folder, name)
+        if resume is None:
+            done = run(base, [*overrides, *more], trainer=trainer, name=name, logdir=folder, seed=seed, test=False)
+        else:
+            done = run(trainer=trainer, resume=resume, test=False)
+        if done.trainer.interrupted:
+            raise KeyboardInterrupt  # which Lightning before 2.5 keeps to itself
+        seconds[name] = done.seconds
         trained.append(load_first_stage(done.folder))
     _log.info("\nwriting the report")
     report = folder / "report"
@@ -110,6 +120,38 @@ def compare(
     )
     page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
     return Comparison(folder, evaluations, seconds, text, picture, page)
+
+
+def _begin(output: Path, arguments: Mapping[str, Any]) -> Path:
+    """A folder of its own for a comparison, with what it was asked for."""
+    folder = output / datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
+    try:
+        folder.mkdir(parents=True)
+        (folder / ARGUMENTS).write_text(json.dumps(arguments), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made: {error}; choose another output=FOLDER") from error
+    return folder
+
+
+def _find_interrupted(output: Path, arguments: Mapping[str, Any]) -> Optional[Path]:
+    """The newest comparison of these arguments, if it was not finished and has a checkpoint."""
+    for file in sorted(output.glob(f"*/{ARGUMENTS}"), reverse=True):
+        try:
+            same = json.loads(file.read_text(encoding="utf-8")) == json.loads(json.dumps(arguments))
+        except (OSError, ValueError):
+            continue
+        if same:
+            folder = file.parent
+            if (folder / "table.md").exists() or not list(folder.glob("*/checkpoints/*.ckpt")):
+                return None
+            _log.info("going on with %s, which was interrupted", folder)
+            return folder
+    return None
+
+
+def _find_run(folder: Path, name: str) -> Optional[Path]:
+    """The run of this name that has a checkpoint to resume."""
+    return next((file.parent.parent for file in sorted(folder.glob(f"*_{name}/checkpoints/*.ckpt"))), None)
 
 
 def _compute_size(config: Any, tiles: int) -> Optional[int]:

@@ -1,8 +1,9 @@
 """What a config names, built: its model, its data, and its validation set alone."""
 
 import inspect
+import sys
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Set
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +12,7 @@ from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import TwoOptimizersByHand, for_installed_lightning
 from vqct_plugin.hosts.quantizer_config import refuse_unpatched, take_model_options
 from vqct_plugin.hosts.target import choose_model, is_of_a_model
-from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate
+from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, suggest
 from vqct_plugin.stage_2.layout import get_layout
 
 __all__ = ["build_model", "build_data", "build_validation_set"]
@@ -68,6 +69,47 @@ def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
         if isinstance(error, (TypeError, ValueError, KeyError, OSError, AssertionError)):
             raise ConfigError(f"the model cannot be built: {type(error).__name__}: {error}") from error
         raise
+
+
+def check_ddconfig(model: Any, where: str = "model") -> None:
+    """Whether the host's encoder and decoder have the arguments that ``ddconfig`` gives; they leave out what they lack.
+
+    Args:
+        model: ``{target, params}``; the stages that its params hold are checked too.
+        where: its place in the YAML.
+
+    Raises:
+        ConfigError: an unknown key, with those close to it.
+    """
+    model = to_plain(model)
+    params = model.get("params") or {}
+    given = {name for name, value in (params.get("ddconfig") or {}).items() if value is not None}
+    known = _list_ddconfig(find(model["target"], where), params) if given else set()
+    unknown = sorted(map(str, given - known))
+    if known and unknown:
+        each = [f"{where}.params.ddconfig.{name}{suggest(name, known)}" for name in unknown]
+        raise ConfigError(f"{model['target']} takes no {' and no '.join(each)}")
+    for stage in ("first_stage_config", "cond_stage_config"):
+        inner = params.get(stage)
+        if isinstance(inner, dict) and "target" in inner:
+            check_ddconfig(inner, f"{where}.params.{stage}")
+
+
+def _list_ddconfig(cls: Any, params: Dict[str, Any]) -> Set[str]:
+    """The arguments of the Encoder and the Decoder beside a model's class; none where they are not there."""
+    try:
+        cls = choose_model(params) if is_of_a_model(cls, params) else cls
+    except (ImportError, TypeError, ValueError):
+        return set()  # said when the model is built
+    known: Set[str] = set()
+    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
+        module = sys.modules.get(base.__module__)
+        for name in ("Encoder", "Decoder"):
+            part = getattr(module, name, None)
+            if isinstance(part, type):
+                parameters = inspect.signature(part).parameters.values()
+                known |= {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    return known
 
 
 def _takes(cls: Any, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
@@ -243,6 +244,13 @@ class DataModuleFromConfig(LightningDataModule):
                 raise DataError(f"the data set data.params.{name} ({config['target']}) is empty")
             self.datasets[name] = dataset
 
+    def check(self) -> None:
+        """Load the first item of each data set; raises DataError where it cannot be."""
+        for name, dataset in self.datasets.items():
+            item = _Items(dataset, self.seed, f"data.params.{name}")[0, 0]
+            if isinstance(item, _Failure):
+                raise DataError(item.sentence)
+
     def train_dataloader(self) -> "Batches":
         trainer: Any = self.trainer
         # Asked for when the first batch is: by then Lightning knows where an interrupted epoch goes on. With
@@ -297,6 +305,7 @@ class Batches:
             batch_sampler=batches[begin:],
             num_workers=self.num_workers,
             collate_fn=_collate,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # its own, or opening it would take a number from the training's
         )
@@ -305,13 +314,16 @@ class Batches:
                 raise DataError(batch.sentence)
             yield batch
 
-    # With these Lightning takes it for a loader that can go on inside an epoch. What it needs for that, the epoch and
-    # the number of batches, Lightning keeps itself.
+    # With these Lightning takes it for a loader that can go on inside an epoch; epoch and batches it keeps itself.
     def state_dict(self) -> Dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: Dict[str, Any]) -> None:
         del state
+
+
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which may want a batch yet
 
 
 class _Failure(NamedTuple):

@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_state_dict
 from vqct_plugin.runs.build import build_model
+from vqct_plugin.runs.checkpoints import find_checkpoint
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
 from vqct_plugin.state import prior_in
 
@@ -33,7 +34,7 @@ def load_run(
     """The model of a run.
 
     Args:
-        path: a run's folder (its ``checkpoints/last.ckpt``, else the newest there), or a checkpoint.
+        path: a run's folder, whose checkpoint of the highest step is taken, or a checkpoint.
         base: YAML files, or ``vqct:NAME``; by default those that the run keeps in ``configs/``.
         overrides: ``key=value`` on top of them.
         loss: False leaves a first stage's loss out, and so what it would download.
@@ -42,7 +43,7 @@ def load_run(
         ConfigError: no such run, or its config cannot be used.
         CheckpointError: the checkpoint cannot be read, or is not this config's: with the names and shapes that differ.
     """
-    checkpoint = _find_checkpoint(Path(path))
+    checkpoint = find_checkpoint(path).path
     files = [locate_config(file) for file in base] or _find_configs(checkpoint)
     config = load_config(files, overrides)
     config.pop("lightning", None)
@@ -59,8 +60,9 @@ def load_first_stage(
 
     Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
     """
+    checkpoint = find_checkpoint(path).path  # said before, since what is printed from here on is not shown
     with redirect_stdout(io.StringIO()):
-        trained = load_run(path, base, overrides, loss=False)
+        trained = load_run(checkpoint, base, overrides, loss=False)
     if not hasattr(trained.model, "quantize"):
         raise ConfigError(f"{path} is of a {type(trained.model).__name__}; expected a first stage, a VQGAN")
     return trained
@@ -112,21 +114,6 @@ def _priors_of(config: Any, weights: Mapping[str, Any]) -> Iterator[None]:
                 place.prior = named
                 if named is None:
                     del place["prior"]
-
-
-def _find_checkpoint(path: Path) -> Path:
-    if path.is_file():
-        return path
-    folder = path / "checkpoints"
-    if not folder.is_dir():
-        raise ConfigError(f"{path} is neither a checkpoint nor a run's folder, which has a folder checkpoints in it")
-    last = folder / "last.ckpt"
-    if last.is_file():
-        return last
-    found = sorted(folder.glob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-    if not found:
-        raise ConfigError(f"there is no checkpoint in {folder}")
-    return found[-1]
 
 
 def _find_configs(checkpoint: Path) -> List[Path]:

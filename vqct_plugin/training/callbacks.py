@@ -1,25 +1,20 @@
-"""Callbacks: image grids, codebook usage, and what an exact restart needs."""
+"""Callbacks: image grids and codebook usage."""
 
-import logging
-import random
-import signal
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Set
 
-import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.health import describe_collapse, judge_usage
 from vqct_plugin.runs.usage import make_counter
+from vqct_plugin.training.restart import random_state, restore_random_state
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
 __all__ = ["ImageLogger", "CodebookUsageLogger", "CodebookWarning"]
-
-_log = logging.getLogger(__name__)
 
 
 class ImageLogger(Callback):
@@ -57,6 +52,12 @@ class ImageLogger(Callback):
     ) -> None:
         if not trainer.sanity_checking:
             self._log(trainer, pl_module, batch, batch_idx, "val")
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"log_steps": list(self.log_steps)}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.log_steps = [step for step in self.log_steps if step in state_dict["log_steps"]]
 
     def _log(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, split: str) -> None:
         if not trainer.is_global_zero or self.max_images < 1 or not hasattr(pl_module, "log_images"):
@@ -131,6 +132,29 @@ class CodebookUsageLogger(Callback):
         self._batches = 0
         self._before: Mapping[str, PartUsage] = {}
         self._warned: Set[str] = set()
+        self._loaded: Optional[Dict[str, Any]] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        """What was counted since the last figure, by all processes: a resumed run goes on with it."""
+        return {
+            "batches": self._batches,
+            "counts": self._counters["train"].total_counts() if self._counters else None,
+            "before": {part: tuple(usage) for part, usage in self._before.items()},
+            "warned": sorted(self._warned),
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None or not self._counters:
+            return
+        self._batches, self._warned = loaded["batches"], set(loaded["warned"])
+        self._before = {part: PartUsage(*usage) for part, usage in loaded["before"].items()}
+        counts = self._counters["train"].counts
+        if trainer.is_global_zero and loaded["counts"] is not None and loaded["counts"].shape == counts.shape:
+            counts.copy_(loaded["counts"])
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         quantizer = getattr(pl_module, "quantize", None)
@@ -200,103 +224,3 @@ def _flatten_figures(split: str, usage: Mapping[str, PartUsage]) -> Dict[str, fl
 
 def _list_figures_of(usage: PartUsage) -> Dict[str, float]:
     return {"in_use": usage.share, "perplexity": usage.perplexity, "dead": float(len(usage.dead))}
-
-
-class RandomState(Callback):
-    """Saves the random state of every process in the checkpoint, so that a resumed run draws the same numbers."""
-
-    def __init__(self) -> None:
-        self._loaded: Optional[List[Any]] = None
-
-    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Dict[str, Any]) -> None:
-        states: List[Any] = [random_state()]
-        if trainer.world_size > 1:
-            states = [None] * trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
-        checkpoint["vqct_random_state"] = states
-
-    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Dict[str, Any]) -> None:
-        self._loaded = checkpoint.get("vqct_random_state")
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if self._loaded is not None and len(self._loaded) == trainer.world_size:
-            restore_random_state(self._loaded[trainer.global_rank])
-        self._loaded = None
-
-
-def random_state() -> Dict[str, Any]:
-    """The state of Python's, numpy's and torch's generators, as tensors and numbers alone."""
-    name, keys, *rest = np.random.get_state()
-    state = {
-        "python": random.getstate(),
-        "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-        "torch": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put the generators where :func:`random_state` found them."""
-    version, keys, gauss = state["python"]
-    random.setstate((version, tuple(keys), gauss))
-    name, numbers, *rest = state["numpy"]
-    np.random.set_state((name, numbers.numpy().astype(np.uint32), *rest))
-    torch.random.set_rng_state(state["torch"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
-
-
-class Rescue(Callback):
-    """Extra checkpoints: on request, when training is interrupted, and at its end.
-
-    ``kill -USR1`` requests one: ``last.ckpt`` is written at the end of the batch. An exception or Ctrl-C writes
-    ``interrupted.ckpt``, which resumes with the batch that was interrupted; not where several processes train, which
-    would wait for each other, and not after an error in writing. A run that ends, by ``--max_steps`` say, between two
-    checkpoints leaves ``last.ckpt`` of its last step.
-
-    The signal goes to every process of the run (``pkill -USR1 -f vqct-train``) or to one of them. With several
-    processes it is looked at every ``every_n_batches`` batches, since they have to agree.
-
-    Args:
-        folder: where the checkpoints are written.
-        every_n_batches: how often several processes ask each other.
-    """
-
-    def __init__(self, folder: Path, every_n_batches: int = 50) -> None:
-        self.folder, self.every_n_batches, self.asked = folder, every_n_batches, False
-
-    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if hasattr(signal, "SIGUSR1"):
-            try:
-                signal.signal(signal.SIGUSR1, self._ask)
-            except ValueError:  # not in the main thread: whoever runs the trainer there keeps its signals
-                return
-
-    def _ask(self, *_: Any) -> None:
-        self.asked = True
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        asked = self.asked
-        if trainer.world_size > 1:
-            if batch_idx % self.every_n_batches:
-                return
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            self.asked = False
-            self._save(trainer, "last.ckpt")
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        saved = [c._last_global_step_saved for c in trainer.checkpoint_callbacks if getattr(c, "save_last", None)]
-        if saved and max(saved) < trainer.global_step:
-            self._save(trainer, "last.ckpt")
-
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if trainer.world_size == 1 and trainer.training and trainer.global_step and not isinstance(exception, OSError):
-            self._save(trainer, "interrupted.ckpt")
-
-    def _save(self, trainer: Any, name: str) -> None:
-        trainer.save_checkpoint(self.folder / name)
-        if trainer.is_global_zero:
-            _log.info("\nwrote %s after %d steps", self.folder / name, trainer.global_step)

@@ -2,36 +2,40 @@
 
 import datetime
 import inspect
+import io
 import logging
 import os
 import pickle
+import time
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import pytorch_lightning as pl
 from omegaconf import OmegaConf
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
+from vqct_plugin.compat.checkpoints import CheckpointError, read_step
 from vqct_plugin.compat.containers import to_plain
-from vqct_plugin.runs.build import build_data, build_model
-from vqct_plugin.runs.config import ConfigError, DataError, find, instantiate, load_config, locate_config, suggest
+from vqct_plugin.runs.build import build_data, build_model, check_ddconfig
+from vqct_plugin.runs.checkpoints import LAST, find_checkpoint, find_newest_run
+from vqct_plugin.runs.config import ConfigError, DataError, find, load_config, locate_config
 from vqct_plugin.runs.datasets import DataModuleFromConfig
-from vqct_plugin.training.callbacks import ImageLogger, RandomState, Rescue
+from vqct_plugin.training.progress import quiet_lightning
+from vqct_plugin.training.restart import keep_signals
+from vqct_plugin.training.table import MetricsTable
+from vqct_plugin.training.trainer import (
+    build_callbacks,
+    build_loggers,
+    check_trainer_options,
+    make_trainer,
+    merge_trainer_options,
+)
 
-__all__ = ["run", "Run"]
+__all__ = ["run", "check", "Run"]
 
-#: arguments of the Trainer that this launcher gives itself, and where to set them instead
-OURS = {
-    "callbacks": "lightning.callbacks",
-    "logger": "lightning.logger",
-    "default_root_dir": "logdir",
-}
 _log = logging.getLogger(__name__)
-#: what taming's launcher defined of callbacks
-STAND_INS = {"ImageLogger": "vqct_plugin.training.callbacks.ImageLogger"}
 DEFAULT_SEED = 23  # taming's
-TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
 class Run(NamedTuple):
@@ -41,11 +45,13 @@ class Run(NamedTuple):
         folder: its log folder: ``configs/``, ``checkpoints/``, ``images/`` and the loggers' files.
         model: the model, with the weights of the last step.
         trainer: Lightning's trainer.
+        seconds: how long it took, with what it took before it was resumed.
     """
 
     folder: Path
     model: Any
     trainer: Any
+    seconds: float
 
 
 def run(
@@ -56,7 +62,7 @@ def run(
     gpus: Optional[str] = None,
     name: str = "",
     postfix: str = "",
-    resume: Union[str, Path, None] = None,
+    resume: Union[str, Path, bool, None] = None,
     logdir: Union[str, Path] = "logs",
     seed: Optional[int] = None,
     train: bool = True,
@@ -71,7 +77,8 @@ def run(
         gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
         name: of the run; the first file's by default.
         postfix: goes after the name.
-        resume: a run's folder, or a checkpoint in one, to resume.
+        resume: a run's folder, whose checkpoint of the highest step is taken, or a checkpoint in one, to resume; True
+            for the run of ``logdir`` that was started or resumed last.
         logdir: where runs have their folders.
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
@@ -82,36 +89,135 @@ def run(
         DataError: a data set is empty, or an item cannot be read.
         OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
     """
-    folder, checkpoint, now, base = _locate_run(base, resume, name, postfix, Path(logdir))
-    config = load_config(base, overrides)
+    begin = time.perf_counter()
+    with quiet_lightning((trainer or {}).get("enable_model_summary", False)), warnings.catch_warnings():
+        _silence()
+        plan = _prepare(base, overrides, trainer, gpus, name, postfix, resume, logdir, seed, train)
+        model = _build_quietly(plan.config, plan.options)
+        bar = plan.options.get("enable_progress_bar", True)
+        callbacks = build_callbacks(plan.lightning, model, plan.folder, bar)
+        loggers = build_loggers(plan.lightning, plan.folder)
+        own = {"callbacks": callbacks, "logger": loggers, "default_root_dir": plan.folder}
+        lightning_trainer = make_trainer({"enable_model_summary": False, **plan.options, **own})
+        if lightning_trainer.is_global_zero:
+            _log.info("%s", _describe(model))
+        model.learning_rate = _compute_learning_rate(plan.config, lightning_trainer, plan.accumulate)
+        if train:
+            if lightning_trainer.is_global_zero:
+                _make_folder(plan, resumed=resume is not None)
+                if resume is not None:
+                    _resume_table(loggers, plan.checkpoint)
+            _fit(lightning_trainer, model, plan)
+        if test and not lightning_trainer.interrupted:
+            _test(lightning_trainer, model, plan.data, None if train else plan.checkpoint)
+    seconds = callbacks[-1].seconds_before + time.perf_counter() - begin
+    return Run(plan.folder, model, lightning_trainer, seconds)
+
+
+def check(
+    base: Sequence[Union[str, Path]] = (),
+    overrides: Sequence[str] = (),
+    *,
+    trainer: Optional[Mapping[str, Any]] = None,
+    gpus: Optional[str] = None,
+    name: str = "",
+    postfix: str = "",
+    resume: Union[str, Path, bool, None] = None,
+    logdir: Union[str, Path] = "logs",
+    seed: Optional[int] = None,
+    train: bool = True,
+) -> str:
+    """All that :func:`run` checks before it trains: configs, devices, data, and the model without its loss.
+
+    Nothing is trained, written or downloaded, except what the model itself names (a prior, say).
+
+    Returns:
+        What there is, in a line or two.
+
+    Arguments and errors as of :func:`run`.
+    """
+    with quiet_lightning(), warnings.catch_warnings():
+        _silence()
+        plan = _prepare(base, overrides, trainer, gpus, name, postfix, resume, logdir, seed, train)
+        params = plan.config.model.get("params") or {}
+        if "lossconfig" in params:
+            params["lossconfig"] = {"target": "torch.nn.Identity"}
+        model = _build_quietly(plan.config, plan.options)
+        build_callbacks(plan.lightning, model, plan.folder)
+        sets = getattr(plan.data, "datasets", None) or {}
+    counts = ", ".join(f"{len(dataset):,} items in data.params.{which}" for which, dataset in sets.items())
+    return f"{_describe(model)}\n{counts or 'the data is there'}\nnothing was trained, and nothing written"
+
+
+class _Plan(NamedTuple):
+    """A run that can begin, as far as that can be told without its model."""
+
+    folder: Path
+    checkpoint: Optional[Path]
+    now: str
+    config: Any  # model and data
+    lightning: Any  # the section of that name
+    options: Dict[str, Any]  # of the Trainer
+    accumulate: int
+    data: Any
+
+
+def _prepare(
+    base: Sequence[Union[str, Path]],
+    overrides: Sequence[str],
+    trainer: Optional[Mapping[str, Any]],
+    gpus: Optional[str],
+    name: str,
+    postfix: str,
+    resume: Union[str, Path, bool, None],
+    logdir: Union[str, Path],
+    seed: Optional[int],
+    train: bool,
+) -> _Plan:
+    """Everything that can be checked before the model is built, which may download and takes its time."""
+    folder, checkpoint, now, files = _locate_run(base, resume, name, postfix, Path(logdir))
+    config = load_config(files, overrides)
     seed = _choose_seed(config, seed)
-    pl.seed_everything(seed, workers=True, verbose=False)
     lightning = config.pop("lightning", None) or OmegaConf.create()
-    options = _merge_trainer_options(to_plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
+    options = merge_trainer_options(to_plain(lightning.get("trainer")) or {}, trainer or {}, gpus)
     checkpoint = _resume_from(options, checkpoint)
     accumulate = options.get("accumulate_grad_batches") or 1
     lightning.trainer = dict(options)  # what a resumed run reads again
-
-    model = build_model(config, options)
+    check_trainer_options(options)
+    check_ddconfig(config.model)
+    pl.seed_everything(seed, workers=True, verbose=False)
     data = build_data(config)
     if train and getattr(data, "datasets", None) is not None and "train" not in data.datasets:
         raise DataError("there is nothing to train on; expected data.params.train")
-    callbacks = _build_callbacks(lightning, model, folder)
-    loggers = _build_loggers(lightning, folder)
-    try:
-        lightning_trainer = pl.Trainer(**options, callbacks=callbacks, logger=loggers, default_root_dir=folder)
-    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise ConfigError(f"Lightning's Trainer refuses its arguments: {error}") from error
-    model.learning_rate = _compute_learning_rate(config, lightning_trainer, accumulate)
-    with warnings.catch_warnings():
-        _silence()
-        if train:
-            if lightning_trainer.is_global_zero:
-                _make_folder(folder, now, config, lightning, resumed=resume is not None)
-            _fit(lightning_trainer, model, data, checkpoint, folder)
-        if test and not lightning_trainer.interrupted:
-            _test(lightning_trainer, model, data, None if train else checkpoint)
-    return Run(folder, model, lightning_trainer)
+    if isinstance(data, DataModuleFromConfig):
+        data.check()
+    pl.seed_everything(seed, workers=True, verbose=False)  # whatever the data has drawn, the model begins alike
+    return _Plan(folder, checkpoint, now, config, lightning, options, accumulate, data)
+
+
+def _build_quietly(config: Any, options: Dict[str, Any]) -> Any:
+    """The model, without what its host prints while it is built."""
+    said = io.StringIO()
+    with redirect_stdout(said):
+        model = build_model(config, options)
+    _log.debug("%s", said.getvalue())
+    return model
+
+
+def _describe(model: Any) -> str:
+    numbers = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(number for number, grad in numbers if grad)
+    return f"{type(model).__name__}: {sum(n for n, _ in numbers):,} parameters, {trained:,} of them trained"
+
+
+def _resume_table(loggers: Sequence[Any], checkpoint: Optional[Path]) -> None:
+    """``csv/metrics.csv`` goes on after the checkpoint's step; without one that can be read, it begins anew."""
+    for logger in loggers:
+        if isinstance(logger, MetricsTable) and checkpoint is not None:
+            try:
+                logger.resume(read_step(checkpoint))
+            except CheckpointError as error:
+                raise ConfigError(f"the checkpoint {checkpoint} cannot be resumed: {error}") from error
 
 
 def _locate_run(
@@ -132,63 +238,17 @@ def _locate_run(
             f"name={name!r} and resume={str(resume)!r} exclude each other: a resumed run keeps its folder. "
             "To start a new run from a checkpoint's weights, give model.params.ckpt_path"
         )
-    path = Path(resume)
+    path = find_newest_run(logdir) if resume is True else Path(resume)
     if path.is_file():
         folder, checkpoint = path.parent.parent, path
     elif path.is_dir():
-        folder, checkpoint = path, path / "checkpoints" / "last.ckpt"
+        folder, checkpoint = path, find_checkpoint(path).path
     else:
         raise ConfigError(f"there is nothing to resume at {path}; expected a run's folder or a checkpoint in one")
-    if not checkpoint.is_file():
-        there = sorted(p.name for p in (folder / "checkpoints").glob("*.ckpt"))
-        found = f"it has {', '.join(there)}: name one of them" if there else "it stopped before its first checkpoint"
-        raise ConfigError(f"there is no {checkpoint}; {found}")
     configs = sorted((folder / "configs").glob("*.yaml"))
     if not configs:
         raise ConfigError(f"there are no configs in {folder / 'configs'}; expected the folder of a run of vqct-train")
     return folder, checkpoint, now, [*configs, *files]
-
-
-def _merge_trainer_options(of_yaml: Mapping[str, Any], given: Mapping[str, Any], gpus: Optional[str]) -> Dict[str, Any]:
-    """``lightning.trainer`` and, on top of it, what was given beside the YAML, as today's Trainer takes them."""
-    given = dict(given) if gpus is None else {**given, "gpus": gpus}
-    options = {**of_yaml, **given}
-    for key, instead in OURS.items():
-        if key in options:
-            raise ConfigError(f"lightning.trainer.{key} is not supported; use {instead} instead")
-    if "gpus" in given and "devices" not in given:  # other devices than the YAML's
-        options.pop("devices", None)
-        options.pop("accelerator", None)
-    elif "devices" in given and "gpus" not in given:
-        options.pop("gpus", None)
-    if "gpus" in options:
-        options.update(_read_gpus(options.pop("gpus"), options))
-    old = options.pop("distributed_backend", None)
-    if old is not None:
-        options.setdefault("strategy", old)
-    unknown = [key for key in options if key not in (*TRAINER_ARGUMENTS, "resume_from_checkpoint")]
-    if unknown:
-        raise ConfigError(
-            f"the Trainer of Lightning {pl.__version__} has no argument {unknown[0]!r}"
-            f"{suggest(unknown[0], [*TRAINER_ARGUMENTS, 'gpus'])}"
-        )
-    # One device by default, as with taming: the learning rate goes with their number.
-    return {"devices": 1, **{key: value for key, value in options.items() if value is not None}}
-
-
-def _read_gpus(gpus: Any, options: Mapping[str, Any]) -> Dict[str, Any]:
-    """taming's ``--gpus 0,1``: a list of numbers as text; in a YAML also how many, as a number."""
-    if "devices" in options:
-        raise ConfigError("gpus and devices mean the same; give only one of them")
-    if isinstance(gpus, int) and not isinstance(gpus, bool):
-        return {"accelerator": "gpu", "devices": gpus} if gpus else {"accelerator": "cpu"}
-    try:
-        numbers = [int(n) for n in (gpus.split(",") if isinstance(gpus, str) else gpus) if str(n).strip()]
-    except (TypeError, ValueError):
-        numbers = []
-    if not numbers:
-        raise ConfigError(f"gpus is {gpus!r}; expected the numbers of GPUs, such as 0, or 0,1")
-    return {"accelerator": "gpu", "devices": -1 if numbers == [-1] else numbers}
 
 
 def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optional[Path]:
@@ -211,58 +271,6 @@ def _choose_seed(config: Any, given: Optional[int]) -> int:
     return int(seed)
 
 
-def _build_callbacks(lightning: Any, model: Any, folder: Path) -> List[Any]:
-    checkpoints = folder / "checkpoints"
-    saving: Dict[str, Any] = {"dirpath": str(checkpoints), "filename": "{epoch:06}", "verbose": True, "save_last": True}
-    if getattr(model, "monitor", None) is not None:
-        saving.update(monitor=model.monitor, save_top_k=3)
-    configs: Dict[str, Any] = {
-        "image_logger": {
-            "target": "main.ImageLogger",
-            "params": {"batch_frequency": 750, "max_images": 4, "clamp": True},
-        },
-        "learning_rate_logger": {"target": "main.LearningRateMonitor", "params": {"logging_interval": "step"}},
-        "codebook_usage_logger": {"target": "vqct_plugin.training.callbacks.CodebookUsageLogger"},
-    }
-    configs = to_plain(OmegaConf.merge(configs, lightning.get("callbacks") or {}))
-    saving_config = {"target": "main.ModelCheckpoint", "params": saving}
-    saving_config = to_plain(OmegaConf.merge(saving_config, lightning.get("modelcheckpoint") or {}))
-    callbacks = []
-    for name, config in configs.items():
-        if config is not None:
-            where = f"lightning.callbacks.{name}"
-            target = config.get("target") if isinstance(config, dict) else None
-            found = None if target is None else find(target, where, STAND_INS)
-            callbacks.append(instantiate(config, where, found))
-    for callback in callbacks:
-        if isinstance(callback, ImageLogger) and callback.folder is None:
-            callback.folder = folder
-    return [
-        *callbacks,
-        Rescue(checkpoints),
-        RandomState(),
-        instantiate(saving_config, "lightning.modelcheckpoint"),
-    ]
-
-
-def _build_loggers(lightning: Any, folder: Path) -> List[Any]:
-    """A table of all figures, ``csv/metrics.csv``, and TensorBoard's file, or the logger that the YAML names."""
-    default = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"save_dir": str(folder)}}
-    config = to_plain(OmegaConf.merge(default, lightning.get("logger") or {}))
-    if find(config["target"], "lightning.logger") is TensorBoardLogger:
-        config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
-        for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
-            config["params"].pop(gone, None)
-    try:
-        logger = instantiate(config, "lightning.logger")
-    except ImportError as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"lightning.logger is {config['target']}, which needs what is not installed: {what}"
-        ) from error
-    return [logger, CSVLogger(str(folder), name="", version="csv")]
-
-
 def _compute_learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
     """taming's rule: the rate goes with the number of images in a step."""
     base, batch = config.model.base_learning_rate, int((config.data.get("params") or {}).get("batch_size") or 1)
@@ -275,14 +283,16 @@ def _compute_learning_rate(config: Any, trainer: Any, accumulate: int) -> float:
     return rate
 
 
-def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: bool) -> None:
+def _make_folder(plan: _Plan, resumed: bool) -> None:
     """The run's folder with its configs, as taming has it; the last thing before training."""
+    folder = plan.folder
+    parts = {"project": plan.config, "lightning": OmegaConf.create({"lightning": plan.lightning})}
     try:
         folder.mkdir(parents=True, exist_ok=resumed)
         for name in ("checkpoints", "configs"):
             (folder / name).mkdir(exist_ok=True)
-        for name, part in (("project", config), ("lightning", OmegaConf.create({"lightning": lightning}))):
-            file = folder / "configs" / f"{now}-{name}.yaml"
+        for name, part in parts.items():
+            file = folder / "configs" / f"{plan.now}-{name}.yaml"
             file.with_suffix(".tmp").write_text(OmegaConf.to_yaml(part), encoding="utf-8")
             file.with_suffix(".tmp").replace(file)
     except FileExistsError as error:
@@ -293,15 +303,17 @@ def _make_folder(folder: Path, now: str, config: Any, lightning: Any, resumed: b
         ) from error
 
 
-def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder: Path) -> None:
+def _fit(trainer: Any, model: Any, plan: _Plan) -> None:
+    folder, checkpoint = plan.folder, plan.checkpoint
     if trainer.is_global_zero:
         _log.info("log folder %s%s", folder, f", resuming from {checkpoint}" if checkpoint else "")
     try:
-        trainer.fit(model, data, **_checkpoint_arguments(trainer.fit, checkpoint))
+        with keep_signals():
+            trainer.fit(model, plan.data, **_checkpoint_arguments(trainer.fit, checkpoint))
     except (ConfigError, DataError):
         raise
     except OSError as error:
-        last = folder / "checkpoints" / "last.ckpt"
+        last = folder / "checkpoints" / LAST
         kept = "no checkpoint was written yet"
         if last.is_file():
             kept = f"{last} is the last good checkpoint; resume {folder}"
@@ -310,6 +322,8 @@ def _fit(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path], folder
         if checkpoint is not None and not trainer.global_step:
             raise ConfigError(f"the checkpoint {checkpoint} cannot be resumed: {error}") from error
         raise
+    if trainer.is_global_zero and not trainer.interrupted:
+        _log.info("trained %s steps in all; resume %s to train more", f"{trainer.global_step:,}", folder)
 
 
 def _test(trainer: Any, model: Any, data: Any, checkpoint: Optional[Path]) -> None:
@@ -333,6 +347,7 @@ def _silence() -> None:
     """Ignore Lightning's warnings that are wrong or useless here."""
     for message in (
         ".*no pre-optimization state was saved.*",  # at the end of a batch every optimizer has made its step
+        ".*could not find the monitored key in the returned metrics.*",  # before a validation; after one it is an error
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*exists and is not empty.*",  # a resumed run's checkpoints
