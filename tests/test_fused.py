@@ -68,10 +68,41 @@ def test_a_map_that_is_laid_out_already_stays_as_it_was():
     assert torch.equal(z, before)
 
 
-def test_a_second_derivative_is_refused():
+@pytest.mark.parametrize("topk", [1, 2])
+def test_a_penalty_of_gradients_is_that_of_the_operations_one_by_one(topk, monkeypatch):
+    fused = make("two", dropout=0.0, topk=topk)
+    single = copy.deepcopy(fused)
+    x = torch.randn(2, fused.e_dim, 3, 3, requires_grad=True)
+
+    def penalty(quantizer):
+        z_q, loss, _ = quantizer(x * x)
+        gradient = torch.autograd.grad((z_q**2).sum() + loss, x, create_graph=True)[0]
+        return torch.autograd.grad(gradient.pow(2).sum(), [x, *quantizer.transfer.parameters()], allow_unused=True)
+
+    ours = penalty(fused)
+    monkeypatch.setattr(CodebookTransferQuantizer, "_one_by_one", lambda self, z: True)
+    for own, other in zip(ours, penalty(single)):
+        zero = torch.zeros(())
+        assert torch.allclose(zero if own is None else own, zero if other is None else other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("turned", [lambda y: y.transpose(2, 3), lambda y: y.permute(0, 3, 2, 1).reshape(2, 3, -1)])
+def test_a_gradient_may_lie_in_memory_as_it_likes(turned):
+    quantizer = make("two", dropout=0.0)
+    z = torch.randn(2, quantizer.e_dim, 5, 3, requires_grad=True)
+    z_q = quantizer(z)[0]
+    weights = torch.randn_like(turned(z_q))
+    (turned(z_q) * weights).sum().backward()
+    plain = torch.zeros_like(z, requires_grad=True)
+    (turned(plain) * weights).sum().backward()
+    assert torch.equal(z.grad, plain.grad)
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="batches of gradients came with torch.func")
+def test_a_batch_of_gradients_is_each_of_them():
     quantizer = make("two", dropout=0.0)
     z = torch.randn(1, quantizer.e_dim, 2, 2, requires_grad=True)
-    _, loss, _ = quantizer(z)
-    (gradient,) = torch.autograd.grad(loss, z, create_graph=True)
-    with pytest.raises(RuntimeError):
-        gradient.sum().backward()
+    z_q = quantizer(z)[0]
+    each = torch.randn(3, *z_q.shape)
+    (found,) = torch.autograd.grad(z_q, z, each, is_grads_batched=True)
+    assert torch.equal(found, each)

@@ -111,8 +111,15 @@ def transformed() -> bool:
 
 
 def batched_by_vmap(tensor: Tensor) -> bool:
-    """Whether ``tensor`` is one of ``torch.vmap``'s, which stands for many."""
-    return transformed() and bool(torch._C._functorch.is_batchedtensor(tensor))
+    """Whether ``tensor`` is one of ``torch.vmap``'s, or of a batch of gradients, which stands for many."""
+    functorch = getattr(torch._C, "_functorch", None)  # since torch 2.0
+    if functorch is None or compiling():
+        return False
+    return any(
+        getattr(functorch, name)(tensor)
+        for name in ("is_batchedtensor", "is_legacy_batchedtensor")
+        if hasattr(functorch, name)
+    )
 
 
 def on_the_host(tensor: Tensor) -> bool:

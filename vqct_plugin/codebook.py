@@ -6,6 +6,7 @@ This file is long: a third of it is what its methods promise to hosts, and they 
 """
 
 import inspect
+import json
 import math
 import os
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
@@ -34,6 +35,7 @@ from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.slices import check_flag, slices_of, token_bounds
 from vqct_plugin.state import QuantizerState, prior_in, settings_in
 from vqct_plugin.table import Table, check_range, mean_of
+from vqct_plugin.terms import name_of, record
 from vqct_plugin.transfer import TransferLike, build_transfer
 
 PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
@@ -100,7 +102,7 @@ class TransferredCodebook(nn.Module):
                 "e_dim": e_dim,
                 "parts_of_speech": "joint" if joint else list(self.parts),
                 "topk": {s.name: s.topk for s in self.slices},
-                "transfer": transfer if isinstance(transfer, str) else _name_of(self.transfer),
+                "transfer": _recorded(transfer),
                 "dropout": dropout,
                 "edge_weight": edge_weight,
                 "l2_normalize": l2_normalize,
@@ -139,8 +141,18 @@ class TransferredCodebook(nn.Module):
         if f"{prefix}used" in state and "remap" not in options:
             raise ValueError("the state is of a quantizer with a remap; pass remap, the file of the indices in use")
         known = inspect.signature(cls.__init__).parameters
-        settings = {name: value for name, value in settings_in(state, prefix).items() if name in known}
-        settings = {"prior": prior, **settings, **options}
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        kept = {name: value for name, value in settings_in(state, prefix).items() if name in known or takes_all}
+        settings = {"prior": prior, **kept, **options}
+        missing = [name for name in ("n_e", "e_dim") if name not in settings]
+        if missing:
+            raise PriorError(f"the state has no {prefix}settings, which say {' and '.join(missing)}; pass them")
+        for name in ("transfer", "gradient"):
+            if isinstance(settings.get(name), Mapping) and "given" in settings[name]:
+                raise ValueError(
+                    f"the state's quantizer was made with an object as its {name}, of {settings[name]['given']}, which "
+                    f"a state cannot hold; pass {name}"
+                )
         quantizer = cls(settings.pop("n_e"), settings.pop("e_dim"), **settings)
         own = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         quantizer.load_state_dict(own)
@@ -352,7 +364,7 @@ class TransferredCodebook(nn.Module):
                 "z is a batch of torch.vmap's; call the quantizer without vmap: its first dimension is one"
             )
         if compiling() or tracing() or transformed() or is_fake(z):
-            return None  # a NaN still shows, in z_q and in the loss
+            return None  # a NaN still shows, in the loss
         z = at_least_float32(z.detach())
         total = z.sum()
         if z.device.type == "cpu" and torch.isfinite(total):
@@ -401,9 +413,25 @@ class TransferredCodebook(nn.Module):
         )
 
 
-def _name_of(transfer: nn.Module) -> str:
-    module = getattr(transfer, "module", transfer)
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def _recorded(transfer: TransferLike) -> Any:
+    """What the state keeps of a transfer: all that makes it again, or ``{"given": name}`` of an object."""
+    if isinstance(transfer, str):
+        return transfer
+    if isinstance(transfer, Mapping):
+        try:
+            return json.loads(json.dumps(dict(transfer), default=_plain))
+        except TypeError:
+            return {"given": str(transfer.get("target"))}
+    return {"given": name_of(type(transfer))} if isinstance(transfer, nn.Module) else record(transfer)
+
+
+def _plain(container: Any) -> Any:
+    """A container of another library's, as of a YAML, as Python's own."""
+    if isinstance(container, Mapping):
+        return dict(container)
+    if isinstance(container, Sequence):
+        return list(container)
+    raise TypeError(type(container).__name__)
 
 
 def _named(indices: Any, words: Sequence[str]) -> Any:

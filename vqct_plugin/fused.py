@@ -8,9 +8,8 @@ from typing import Any, Sequence, Tuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vqct_plugin._torch import at_least_float32
+from vqct_plugin._torch import at_least_float32, batched_by_vmap
 from vqct_plugin.lookup import nearest
 from vqct_plugin.slices import Slice
 from vqct_plugin.table import mean_of
@@ -20,8 +19,8 @@ class Quantize(torch.autograd.Function):
     """``z_q, error, error, indices`` of a map z and codes, with a straight-through gradient.
 
     The two errors are one number, the sum over the slices of ``mean((q - z)^2)``: the first has z's gradient, the
-    second that of the codes. ``z_q`` is q to the last bit, and hands its gradient to z as it is. It cannot be
-    differentiated twice.
+    second that of the codes. ``z_q`` is q to the last bit, and hands its gradient to z as it is. A NaN of z is one in
+    the errors, and off the CPU, where no error can be raised at once, in z_q.
 
     Args of ``apply``:
         z: (B, C, ...), or (B, ..., C) with ``channels_last``; floating point.
@@ -53,54 +52,71 @@ class Quantize(torch.autograd.Function):
         # vector by vector first: one sum in float32 over all of them would lose digits
         squares = difference.view(p, -1, d).norm(dim=2).pow(2)
         error = squares.mean(dim=1).sum() / d
+        if z.device.type != "cpu":
+            q = torch.where(torch.isnan(difference), difference, q)
         z_q = torch.empty(z.shape, dtype=z.dtype, device=z.device)
         _by_slices(z_q, p, channels_last).copy_(q)
         indices = torch.cat(chosen, dim=1)
         if any(ctx.needs_input_grad[:2]):
-            ctx.save_for_backward(difference, indices)
-            ctx.slices, ctx.channels_last, ctx.codes_like = slices, channels_last, codes.new_empty(0)
-            ctx.n, ctx.dtype = len(codes), z.dtype
+            ctx.save_for_backward(z, codes, difference, indices)
+            ctx.slices, ctx.channels_last = slices, channels_last
         ctx.mark_non_differentiable(indices)
         return z_q, error, error.clone(), indices
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, of_z_q: Tensor, of_commitment: Tensor, of_codebook: Tensor, _: Any) -> Tuple[Any, ...]:
-        difference, indices = ctx.saved_tensors
-        p, d = len(ctx.slices), difference.shape[-1]
-        scale = 2.0 / (difference.numel() / p)
+        z, codes, difference, indices = ctx.saved_tensors
+        if torch.is_grad_enabled() or batched_by_vmap(of_z_q):  # these gradients have gradients, or are many
+            return _gradients(ctx, z, codes, indices, of_z_q, of_commitment, of_codebook)
+        p, d = len(ctx.slices), codes.shape[1]
+        scale = 2.0 * p / z.numel()
         of_z = of_codes = None
         if ctx.needs_input_grad[0]:
-            of_z = torch.empty(of_z_q.shape, dtype=ctx.dtype, device=of_z_q.device)
+            of_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
+            out = _by_slices(of_z, p, ctx.channels_last)
             through = _by_slices(of_z_q, p, ctx.channels_last)
             factor = (scale * of_commitment).to(difference.dtype)
-            if of_z_q.dtype == difference.dtype:
-                torch.addcmul(through, difference, factor, out=_by_slices(of_z, p, ctx.channels_last))
+            if of_z_q.dtype == z.dtype == difference.dtype:
+                torch.addcmul(through, difference, factor, out=out)
             else:
-                _by_slices(of_z, p, ctx.channels_last).copy_(
-                    torch.addcmul(through.to(difference.dtype), difference, factor)
-                )
+                out.copy_(torch.addcmul(through.to(difference.dtype), difference, factor))
         if ctx.needs_input_grad[1]:
-            of_codes = _sums_by_code(difference.view(p, -1, d), indices, ctx.slices, ctx.n)
-            of_codes = of_codes.mul_(-scale * of_codebook).to(ctx.codes_like.dtype)
+            owners, shares = _shares(difference.view(p, -1, d), indices, ctx.slices)
+            # an embedding's gradient: parallel on a CPU, and the same from run to run on a GPU
+            sums = torch.ops.aten.embedding_dense_backward(shares, owners, len(codes), -1, False)
+            of_codes = sums.mul_(-scale * of_codebook).to(codes.dtype)
         return of_z, of_codes, None, None
 
 
+def _gradients(
+    ctx: Any, z: Tensor, codes: Tensor, indices: Tensor, of_z_q: Tensor, of_commitment: Tensor, of_codebook: Tensor
+) -> Tuple[Any, ...]:
+    """The gradients by operations that have gradients of their own: for penalties of gradients, and for vmap."""
+    p, d = len(ctx.slices), codes.shape[1]
+    scale = 2.0 * p / z.numel()
+    rows = at_least_float32(_by_slices(z, p, ctx.channels_last))
+    tokens = indices.split([s.topk for s in ctx.slices], dim=1)
+    q = torch.stack([mean_of(codes, own) for own in tokens]).to(rows.dtype).view(rows.shape)
+    of_rows = _by_slices(of_z_q, p, ctx.channels_last) + scale * of_commitment * (rows - q.detach())
+    of_z = of_rows.permute(1, 2, 0, 3) if ctx.channels_last else of_rows.permute(1, 0, 3, 2)
+    owners, shares = _shares((q - rows.detach()).reshape(p, -1, d), indices, ctx.slices)
+    sums = torch.zeros_like(codes).index_add(0, owners, shares.to(codes.dtype))
+    return of_z.reshape(z.shape).to(z.dtype), scale * of_codebook * sums, None, None
+
+
 def _by_slices(z: Tensor, p: int, channels_last: bool) -> Tensor:
-    """A map as a view (p, B, L, D): for each of ``p`` slices of its channels, a vector for each position."""
+    """A map as (p, B, L, D), a view of it where it is contiguous: for each of ``p`` slices of its channels, a vector
+    for each position."""
     if channels_last:
-        return z.view(z.shape[0], -1, p, z.shape[-1] // p).permute(2, 0, 1, 3)
-    return z.view(z.shape[0], p, z.shape[1] // p, -1).permute(1, 0, 3, 2)
+        return z.reshape(z.shape[0], -1, p, z.shape[-1] // p).permute(2, 0, 1, 3)
+    return z.reshape(z.shape[0], p, z.shape[1] // p, -1).permute(1, 0, 3, 2)
 
 
-def _sums_by_code(rows: Tensor, indices: Tensor, slices: Sequence[Slice], n: int) -> Tensor:
-    """(n, D): for each code the sum of the rows (p, N, D) that chose it; one of k that chose together gets a k-th."""
-    shares, owners, first = [], [], 0
-    for s, own in zip(slices, rows):
-        shares.append(own if s.topk == 1 else (own / s.topk).repeat_interleave(s.topk, dim=0))
-        owners.append(indices[:, first : first + s.topk].reshape(-1))
-        first += s.topk
-    every = rows.reshape(-1, rows.shape[2]) if all(s.topk == 1 for s in slices) else torch.cat(shares)
-    # an embedding's gradient: parallel on a CPU, and the same from run to run on a GPU
-    sums: Tensor = torch.ops.aten.embedding_dense_backward(every, torch.cat(owners), n, -1, False)
-    return sums
+def _shares(rows: Tensor, indices: Tensor, slices: Sequence[Slice]) -> Tuple[Tensor, Tensor]:
+    """Indices (M,) of codes, and what each of these gets of the rows (p, N, D) that chose it, (M, D): one of k codes
+    that were chosen together gets a k-th."""
+    owners = torch.cat([own.reshape(-1) for own in indices.split([s.topk for s in slices], dim=1)])
+    if all(s.topk == 1 for s in slices):
+        return owners, rows.reshape(-1, rows.shape[2])
+    shares = [(own / s.topk).repeat_interleave(s.topk, dim=0) for s, own in zip(slices, rows)]
+    return owners, torch.cat(shares)

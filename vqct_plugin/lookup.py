@@ -118,17 +118,22 @@ def _smallest(values: Tensor, k: int, grouped: bool) -> Tuple[Tensor, Tensor]:
 
     Not ``topk``: that breaks ties as it likes. ``grouped``: the rows are whole groups of ``_GROUP``.
     """
+    found = []
+    for _ in range(k):
+        if found:
+            values.scatter_(1, found[-1][1], float("inf"))
+        found.append(_least(values, grouped))
+    return found[0] if k == 1 else (torch.cat([v for v, _ in found], dim=1), torch.cat([at for _, at in found], dim=1))
+
+
+def _least(values: Tensor, grouped: bool) -> Tuple[Tensor, Tensor]:
     if not grouped or values.shape[1] < 2 * _GROUP:
         least, at = values.min(dim=1, keepdim=True)
-    else:
-        groups = values.as_strided((len(values), values.shape[1] // _GROUP, _GROUP), (values.stride(0), _GROUP, 1))
-        least, group = groups.amin(dim=2).min(dim=1, keepdim=True)
-        own = groups[torch.arange(len(groups), device=group.device), group.squeeze(1)]
-        at = own.argmin(dim=1, keepdim=True) + group * _GROUP
-    if k == 1:
         return least, at
-    more_values, more_at = _smallest(values.scatter_(1, at, float("inf")), k - 1, grouped)
-    return torch.cat([least, more_values], dim=1), torch.cat([at, more_at], dim=1)
+    groups = values.as_strided((len(values), values.shape[1] // _GROUP, _GROUP), (values.stride(0), _GROUP, 1))
+    least, group = groups.amin(dim=2).min(dim=1, keepdim=True)
+    own = groups[torch.arange(len(groups), device=group.device), group.squeeze(1)]
+    return least, own.argmin(dim=1, keepdim=True) + group * _GROUP
 
 
 def _nearest_at_once(z: Tensor, codes: Tensor, k: int) -> Tensor:

@@ -5,6 +5,7 @@ interface is that of ``taming.modules.vqvae.quantize.VectorQuantizer2``.
 """
 
 import inspect
+import numbers
 from typing import TYPE_CHECKING, Any, ClassVar, FrozenSet, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
@@ -26,7 +27,7 @@ from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
 from vqct_plugin.table import mean_of
-from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, straight_through
+from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, record, straight_through
 from vqct_plugin.transfer import TransferLike
 
 __all__ = ["CodebookTransferQuantizer"]
@@ -158,8 +159,8 @@ class CodebookTransferQuantizer(TransferredCodebook):
             others={
                 "beta": beta,
                 "legacy": legacy,
-                "unknown_index": unknown_index,
-                "gradient": name_of(its_gradient),
+                "unknown_index": int(unknown_index) if isinstance(unknown_index, numbers.Integral) else unknown_index,
+                "gradient": record(its_gradient),
                 "loss_terms": {term.name: term.weight for term in its_terms},
             },
         )

@@ -87,12 +87,21 @@ class QuantizerState:
 
     def _compare_settings(self, theirs: Mapping[str, Any], prefix: str) -> None:
         for name in _DECIDING:
-            if name in theirs and theirs[name] != self.settings[name]:
+            if (
+                name in theirs
+                and theirs[name] != self.settings[name]
+                and not _unknown(theirs[name], self.settings[name])
+            ):
                 raise PriorError(
                     f"the checkpoint's codebook has {name}={theirs[name]!r}, this quantizer {self.settings[name]!r}: "
                     f"the same weights mean something else. Build it with {name}={theirs[name]!r}; or, to go on from "
                     f"these weights all the same, leave {prefix}settings out (ignore_keys)"
                 )
+
+
+def _unknown(theirs: Any, ours: Any) -> bool:
+    """Whether one of two transfers was given as an object, so that nobody can say whether they are the same."""
+    return any(isinstance(transfer, dict) and "given" in transfer for transfer in (theirs, ours))
 
 
 def settings_in(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:

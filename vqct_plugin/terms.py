@@ -4,8 +4,10 @@ A new one is one function and one entry: in ``GRADIENTS`` or in ``LOSS_TERMS``.
 """
 
 import importlib
+import numbers
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Union
 
+import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -107,7 +109,7 @@ def gradient_of(gradient: GradientLike) -> Gradient:
     """The function that ``gradient`` names: one of ``GRADIENTS``, ``"package.module.function"``, or itself."""
     expected = f"one of {', '.join(GRADIENTS)}, package.module.function, or a function of (z, q)"
     if not isinstance(gradient, str):
-        if not callable(gradient):
+        if not callable(gradient) or isinstance(gradient, nn.Module):
             raise ValueError(f"gradient is {gradient!r}; expected {expected}")
         return gradient
     found: Gradient = GRADIENTS[gradient] if gradient in GRADIENTS else imported(gradient, "gradient", expected)
@@ -123,7 +125,7 @@ def loss_terms_of(terms: LossTermsLike) -> List[WeightedTerm]:
         raise ValueError(f"loss_terms is {terms!r}; expected {expected}")
     found = []
     for name, weight in terms.items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not abs(weight) < float("inf"):
+        if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not abs(float(weight)) < float("inf"):
             raise ValueError(f"loss_terms gives {name} the weight {weight!r}; expected a number")
         term = LOSS_TERMS[name] if name in LOSS_TERMS else imported(name, "loss_terms", expected)
         found.append(WeightedTerm(str(name), float(weight), term))
@@ -131,12 +133,24 @@ def loss_terms_of(terms: LossTermsLike) -> List[WeightedTerm]:
 
 
 def name_of(function: Any) -> str:
-    """What names a function in a YAML: its entry in a registry, or where it is imported from."""
+    """What names a function: its entry in a registry, or where it was defined."""
     for registry in (GRADIENTS, LOSS_TERMS):
         for name, entry in registry.items():
             if entry is function:
                 return name
     return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', type(function).__name__)}"
+
+
+def record(function: Any) -> Any:
+    """What a state keeps of a function or class: its name where that finds it again, else ``{"given": its name}``."""
+    name = name_of(function)
+    if name in GRADIENTS or name in LOSS_TERMS:
+        return name
+    try:
+        found = imported(name, "", "")
+    except ValueError:
+        found = None
+    return name if found is function else {"given": name}
 
 
 def imported(target: Any, option: str, expected: str) -> Callable[..., Any]:

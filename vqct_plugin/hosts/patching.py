@@ -129,8 +129,9 @@ def _patch_fork(host: Host, fork: Fork, revert: bool, dry_run: bool, notes: Sequ
 
 
 def _diff(file: str, before: bytes, after: bytes) -> str:
-    ours, theirs = (content.decode("utf-8", "replace").splitlines(keepends=True) for content in (before, after))
-    return "".join(difflib.unified_diff(ours, theirs, f"a/{file}", f"b/{file}"))
+    old = before.decode("utf-8", "replace").splitlines(keepends=True)
+    new = after.decode("utf-8", "replace").splitlines(keepends=True)
+    return "".join(difflib.unified_diff(old, new, f"a/{file}", f"b/{file}"))
 
 
 @contextmanager
