@@ -130,17 +130,18 @@ def test_shards_are_of_these_weights(trained, tmp_path, saved):
     """Other weights in a file of the same name, size and time are another model; the same ones elsewhere are not."""
     run = tmp_path / "run"
     shutil.copytree(trained["vqct"], run)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
     its = {"output": tmp_path / "a", "limit": 3}
     (before,) = quick([run], **its)
     moved = run.rename(tmp_path / "moved")
-    os.utime(moved / "checkpoints" / "last.ckpt")
+    file = moved / "checkpoints" / "last.ckpt"
+    os.utime(file)
     (same,) = quick([moved], **its)
     assert len(saved) == 1
     assert same.values == before.values
 
-    file = moved / "checkpoints" / "last.ckpt"
     status = file.stat()
-    checkpoint = torch.load(file, weights_only=False)
     checkpoint["state_dict"]["decoder.conv_out.bias"] += 0.5
     torch.save(checkpoint, file)
     assert file.stat().st_size == status.st_size
