@@ -95,7 +95,7 @@ def test_the_command_names_its_flag(trained, photographs, tmp_path, capsys):
     assert told[-1].startswith("vqct-evaluate: 1 of 14 images cannot be used")
     assert told[-1].endswith("leave them out with --skip-broken")
     assert command.main([*words, "--skip-broken"]) == 0
-    assert "| images          | 13 " in capsys.readouterr().out.replace("         | 13", " | 13")
+    assert "| images          | 13 " in capsys.readouterr().out
 
 
 def test_a_damaged_shard_is_made_again(ours, tmp_path, saved, caplog):
@@ -130,24 +130,25 @@ def test_shards_are_of_these_weights(trained, tmp_path, saved):
     """Other weights in a file of the same name, size and time are another model; the same ones elsewhere are not."""
     run = tmp_path / "run"
     shutil.copytree(trained["vqct"], run)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=False)
+    torch.save(checkpoint, run / "checkpoints" / "last.ckpt")
     its = {"output": tmp_path / "a", "limit": 3}
     (before,) = quick([run], **its)
     moved = run.rename(tmp_path / "moved")
-    os.utime(moved / "checkpoints" / "last.ckpt")
+    file = moved / "checkpoints" / "last.ckpt"
+    os.utime(file)
     (same,) = quick([moved], **its)
     assert len(saved) == 1
     assert same.values == before.values
 
-    file = moved / "checkpoints" / "last.ckpt"
     status = file.stat()
-    checkpoint = torch.load(file, weights_only=False)
     checkpoint["state_dict"]["decoder.conv_out.bias"] += 0.5
     torch.save(checkpoint, file)
     assert file.stat().st_size == status.st_size
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     (after,) = quick([moved], **its)
     assert len(saved) == 2
-    assert after.mean["l1"] > before.mean["l1"] + 0.1
+    assert after.values["l1"] != before.values["l1"]
 
 
 def test_shards_are_of_this_config(trained, tmp_path):

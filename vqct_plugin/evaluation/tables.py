@@ -65,7 +65,7 @@ def make_rows(figures: Sequence[RunFigures]) -> List[Dict[str, str]]:
     shown["tokens an image"] = lambda its: f"{its.tokens:,}"
     shown["bits an image"] = lambda its: f"{its.bits:,.0f}"
     shown["bits a position"] = lambda its: f"{its.bits / its.positions:.1f}"
-    shown["bits an image, by entropy"] = lambda its: f"{its.entropy:,.0f}"
+    shown["bits by entropy"] = lambda its: f"{its.entropy:,.0f}"
     return [{"": title, **{its.name: text(its) for its in figures}} for title, text in shown.items()]
 
 

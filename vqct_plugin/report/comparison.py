@@ -114,10 +114,9 @@ def compare(
     reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
     evaluations = {its.name: its for its in figures}
     titles = {its.name: f"{its.name}, {its.bits:,.0f} bits" for its in figures}
-    pictures = {titles[name]: found for name, found in reconstructions.items()}
-    draw_comparison(originals, pictures, {titles[name]: its for name, its in evaluations.items()}).savefig(
-        picture, dpi=130
-    )
+    shown = {titles[name]: found for name, found in reconstructions.items()}
+    figure = draw_comparison(originals, shown, {titles[name]: its for name, its in evaluations.items()})
+    figure.savefig(picture, dpi=130)
     page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
     return Comparison(folder, evaluations, seconds, text, picture, page)
 
