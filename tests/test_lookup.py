@@ -173,3 +173,10 @@ def test_refuses_k_beyond_the_codes(k):
 def test_refuses_two_dimensions_that_differ():
     with pytest.raises(ValueError, match="of one D"):
         nearest(torch.randn(3, 4), torch.randn(5, 6))
+
+
+def test_very_many_codes_of_each_vector():
+    z, codes = torch.randn(3, 4), torch.randn(1200, 4)
+    found = nearest(z, codes, 1100)
+    expected = (z.double().unsqueeze(1) - codes.double()).norm(dim=2).argsort(dim=1)[:, :1100]
+    assert (found == expected).float().mean() > 0.99

@@ -1,6 +1,7 @@
 """A quantizer's state stands alone, says what it is of, and reads what earlier versions wrote."""
 
 import copy
+import functools
 import json
 
 import numpy as np
@@ -227,3 +228,55 @@ def test_a_transfer_that_returns_something_else_is_refused_when_it_is_built():
         make("two", transfer="nowhere.Transfer")
     with pytest.raises(ValueError, match="unknown transfer 'gnn'"):
         make("two", transfer="gnn")
+
+
+class Slope(torch.nn.Module):
+    """A transfer with an argument of its own."""
+
+    def __init__(self, n, d, code_dim, slope=0.1):
+        super().__init__()
+        self.layer, self.slope = torch.nn.Linear(d, code_dim), slope
+
+    def forward(self, vectors, edges, edge_count):
+        return torch.nn.functional.leaky_relu(self.layer(vectors), self.slope)
+
+
+def test_a_transfer_of_the_users_is_made_again_with_its_arguments():
+    config = {"target": f"{__name__}.Slope", "params": {"slope": 0.9}}
+    first = make("two", transfer=config)
+    second = CodebookTransferQuantizer.from_state_dict(first.state_dict())
+    assert torch.equal(first.embedding.weight, second.embedding.weight)
+    with pytest.raises(PriorError, match="transfer="):
+        make("two", transfer=f"{__name__}.Slope").load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transfer": lambda n, d, code_dim: Slope(n, d, code_dim, 0.9)},
+        {"gradient": functools.partial(lambda share, z, q: share * (z - z.detach()) + q, 0.5)},
+    ],
+)
+def test_an_object_that_a_state_cannot_hold_has_to_be_passed(options):
+    first = make("two", **options)
+    (name,) = options
+    with pytest.raises(ValueError, match=f"an object as its {name}"):
+        CodebookTransferQuantizer.from_state_dict(first.state_dict())
+    second = CodebookTransferQuantizer.from_state_dict(first.state_dict(), **options)
+    assert torch.equal(first.embedding.weight, second.embedding.weight)
+    make("two", **options).load_state_dict(first.state_dict())
+
+
+class Renamed(CodebookTransferQuantizer):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+
+
+def test_a_subclass_that_hands_everything_on_is_made_from_its_state():
+    first = Renamed(60, 24, prior=make("two").prior, beta=0.5)
+    second = Renamed.from_state_dict(first.state_dict())
+    assert (type(second), second.beta) == (Renamed, 0.5)
+    state = first.state_dict()
+    del state["settings"]
+    with pytest.raises(PriorError, match="pass them"):
+        Renamed.from_state_dict(state)

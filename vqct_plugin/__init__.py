@@ -39,8 +39,6 @@ _WHERE = {
     "ConfigError": ("vqct_plugin.runs.config", "ConfigError"),
     "DataError": ("vqct_plugin.runs.config", "DataError"),
     "CheckpointError": ("vqct_plugin.compat.checkpoints", "CheckpointError"),
-    # what the quantizer asks for where it is given a model's params; for nobody else
-    "_build_model": ("vqct_plugin.hosts.target", "build_model"),
 }
 
 #: names that are looked for here and lie elsewhere
@@ -88,6 +86,11 @@ def __getattr__(name: str) -> Any:
         close = difflib.get_close_matches(name, [*__all__, *_ELSEWHERE], n=2)
         hint = f"; close to it: {', '.join(f'{_ELSEWHERE.get(n, __name__)}.{n}' for n in close)}" if close else ""
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+
+
+def _build_model(params: Any) -> Any:
+    """What the quantizer asks for where it is given a model's params."""
+    return importlib.import_module("vqct_plugin.hosts.target").build_model(params)
 
 
 def __dir__() -> List[str]:

@@ -8,7 +8,7 @@ Measured against the exact order in float64, one choice in some ten thousand dif
 agree to seven digits. An exact comparison afterwards was in this place once; it took up to ten times the time.
 """
 
-from typing import Tuple
+from typing import List, Tuple
 
 import torch
 from torch import Tensor
@@ -118,7 +118,7 @@ def _smallest(values: Tensor, k: int, grouped: bool) -> Tuple[Tensor, Tensor]:
 
     Not ``topk``: that breaks ties as it likes. ``grouped``: the rows are whole groups of ``_GROUP``.
     """
-    found = []
+    found: List[Tuple[Tensor, Tensor]] = []
     for _ in range(k):
         if found:
             values.scatter_(1, found[-1][1], float("inf"))

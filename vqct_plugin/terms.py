@@ -123,11 +123,11 @@ def loss_terms_of(terms: LossTermsLike) -> List[WeightedTerm]:
         return []
     if not isinstance(terms, Mapping):
         raise ValueError(f"loss_terms is {terms!r}; expected {expected}")
-    found = []
+    found: List[WeightedTerm] = []
     for name, weight in terms.items():
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not abs(float(weight)) < float("inf"):
             raise ValueError(f"loss_terms gives {name} the weight {weight!r}; expected a number")
-        term = LOSS_TERMS[name] if name in LOSS_TERMS else imported(name, "loss_terms", expected)
+        term: LossTerm = LOSS_TERMS[name] if name in LOSS_TERMS else imported(name, "loss_terms", expected)
         found.append(WeightedTerm(str(name), float(weight), term))
     return found
 
