@@ -1,4 +1,4 @@
-"""``vqct-demo``: a small VQGAN on real photographs, stock and VQCT, with a table and a picture at the end."""
+"""``vqct-demo``: a small VQGAN on real photographs, stock and VQCT, with a table and a page at the end."""
 
 import argparse
 import sys
@@ -22,8 +22,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vqct-demo", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config of both models")
-    add_set_flag(parser, "the config of both models")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the config of all models")
+    add_set_flag(parser, "the config of all models")
     parser.add_argument(
         "-o",
         "--output",
