@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests.conftest import ROOT, heed_interrupts
-from vqct_plugin.building import counting
+from vqct_plugin.building import counting, languages
 from vqct_plugin.building.build import build_prior
 from vqct_plugin.building.captions import Captions
 from vqct_plugin.building.counting import count_captions
@@ -55,8 +55,10 @@ def test_workers_count_the_same(some_captions, serial):
 
 
 def test_no_more_captions_are_read_ahead_than_the_workers_can_use(some_captions, nltk_data, monkeypatch):
-    """Or memory would grow with the captions where reading is faster than tagging."""
+    """Or memory would grow with the captions where reading is faster than tagging. The first are read to tell their
+    language, which are a few here."""
     monkeypatch.setattr(counting, "_BATCH", 10)
+    monkeypatch.setattr(languages, "_SAMPLE", 10)
     done = threading.Semaphore(0)
     handed_out, most = [0], [0]
 
@@ -87,7 +89,7 @@ def test_a_damaged_corpus_ends_the_workers_too(tmp_path, nltk_data):
 
 SCRIPT = """
 import os, signal, sys, time
-from vqct_plugin.building import counting
+from vqct_plugin.building import counting, languages
 from vqct_plugin.building.build import build_prior
 
 class Endless:

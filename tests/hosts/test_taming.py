@@ -53,7 +53,7 @@ def test_every_option_of_the_quantizer_is_taken():
     options = {
         "prior": make_prior((20, 30)), "parts_of_speech": ["adjective", "noun"], "topk": 2, "transfer": "graph",
         "dropout": 0.25, "edge_weight": "log", "legacy": False, "beta": 0.5,
-        "l2_normalize": True, "channels_last": False,
+        "l2_normalize": True, "channels_last": False, "gradient": "rotation", "loss_terms": {"commitment": 0.1},
     }  # fmt: skip
     keywords = {
         name

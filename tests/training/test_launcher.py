@@ -376,7 +376,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_checkpoint(here):
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, resource.RLIM_INFINITY))\n"
         "from vqct_plugin.commands.train import main\n"
-        "main(sys.argv[1:])\n"
+        "sys.exit(main(sys.argv[1:]))\n"
     )
     import subprocess
 
