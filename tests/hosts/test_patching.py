@@ -117,10 +117,10 @@ def test_a_fork_is_patched_where_git_apply_finds_the_place_and_had_back(wheel, c
     refused(wheel, "is not patched", capsys, "--revert")
 
 
-def test_a_part_that_finds_no_place_is_named_and_nothing_is_changed(wheel, capsys):
+def test_a_hunk_that_does_not_apply_is_named_and_nothing_is_changed(wheel, capsys):
     file = wheel / FILE
     file.write_text(file.read_text().replace("post_quant_conv = torch.nn.Conv2d(", "post_quant_conv = Conv("))
-    refused(wheel, "the patch does not fit: 1 of its 2 parts find no place", capsys)
+    refused(wheel, "the patch does not fit: 1 of its 2 hunks do not apply", capsys)
     with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
     refused(wheel, "cannot be taken out of them", capsys, "--revert")

@@ -179,7 +179,7 @@ def test_a_model_or_a_gumbel_head_is_no_quantizer_for_a_host():
         ValueError, match=r"names the target vqct_plugin\.VQModel, which is a whole model; expected vqct"
     ):
         build_quantizer({"target": "vqct_plugin.VQModel"}, n_e=16, e_dim=8)
-    with pytest.raises(TypeError, match=r"takes no beta, which the host gives .* vqct_plugin\.GumbelVQ"):
+    with pytest.raises(TypeError, match=r"does not accept beta, which the host passes; .* vqct_plugin\.GumbelVQ"):
         build_quantizer({"target": "vqct_plugin.gumbel.GumbelTransferQuantizer"}, n_e=16, e_dim=8, beta=0.25)
 
 
@@ -195,7 +195,7 @@ def test_what_the_host_leaves_off_need_not_be_an_argument_of_yours():
     config = {"target": f"{__name__}.Mine"}
     quantizer = build_quantizer(config, n_e=4, e_dim=2, beta=0.5, remap=None, sane_index_shape=False)
     assert (type(quantizer), quantizer.beta) == (Mine, 0.5)
-    with pytest.raises(TypeError, match="takes no sane_index_shape, which the host gives"):
+    with pytest.raises(TypeError, match="does not accept sane_index_shape, which the host passes"):
         build_quantizer(config, n_e=4, e_dim=2, beta=0.5, sane_index_shape=True)
 
 

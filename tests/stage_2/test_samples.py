@@ -125,7 +125,7 @@ def test_what_cannot_be_drawn_is_refused(runs, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     out = tmp_path / "out"
-    refused(capsys, "is there and not an empty folder", runs["ours"], "-o", tmp_path / "full")
+    refused(capsys, "exists and is not an empty folder; choose another", runs["ours"], "-o", tmp_path / "full")
     refused(capsys, "is a VQModel, a first stage; expected a stage 2", runs["first"], "-o", out)
     refused(capsys, "expected multiples of 2", runs["ours"], "--size", "7x8", "-o", out)
     refused(capsys, "--size is '8'; expected height and width", runs["ours"], "--size", "8", "-o", out)

@@ -44,7 +44,7 @@ def build_quantizer(config: Config, for_host: Optional[str] = None, **host: Any)
     Raises:
         ValueError: no ``target``, a key that is neither, a file without them, a target that is not there or is for
             another host, or an option that cannot be had here.
-        TypeError: the target takes no such argument; it names those that are close.
+        TypeError: the target does not accept an argument; the message suggests close matches.
 
     >>> quantizer = build_quantizer({"target": "vqct_plugin.Quantizer", "params": {"topk": 2}}, n_e=512, e_dim=64)
     >>> quantizer.tokens_per_position
@@ -78,8 +78,8 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name} is {value!r}; it is of the host's own quantizer, which {where} replaces by {target}, and that "
-                f"has none: set {name}: false"
+                f"{name} is {value!r}; it is an option of the host's own quantizer, and {target}, which {where} "
+                f"names, does not accept it: set {name}: false"
             )
     return {"target": target, "params": {**options, **_renamed(params, where)}}
 
@@ -204,8 +204,8 @@ def _check_arguments(
     for name in host:
         if name not in known:
             raise TypeError(
-                f"{target}, the target of {where}, takes no {name}, which the host gives its quantizer; expected one "
-                "that takes what vqct_plugin.Quantizer does (for Gumbel-VQ: model.target: vqct_plugin.GumbelVQ)"
+                f"{target}, the target of {where}, does not accept {name}, which the host passes; use a class with the "
+                "signature of vqct_plugin.Quantizer (for Gumbel-VQ: model.target: vqct_plugin.GumbelVQ)"
             )
     return host
 
