@@ -29,7 +29,7 @@ LONGEST = 400  # lines; a longer file says in its docstring why it "is long"
 #: how British English writes what is American here, and what is written so for a reason: keys and records of old files
 BRITISH = re.compile(
     r"(colour|neighbour|behaviour|favour|honour|analyse|catalogue|(?<![a-z])(grey|centre|licence)|labelled|modelled"
-    r"|(normal|lemmat|token|initial|optim|organ|recogn|summar|visual|special|general|minim|maxim)is(e|ing|ation))",
+    r"|(normal|lemmat|token|initial|optim|organ|recogn|summar|visual|special|general|minim|maxim|vector)is(e|ing|ation))",
     re.IGNORECASE,
 )
 AS_THEY_WERE = ('"transfer.neighbours"', '"neighbours": "neighbors"', "noun lemmatiser of WordNet")

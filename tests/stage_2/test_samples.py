@@ -108,9 +108,10 @@ def test_images_of_a_run(runs, kind, tmp_path, capsys):
     assert any((one != other).any() for one, other in zip(drawn, pixels(tmp_path / "c")))
 
 
-def test_classes_and_sizes(runs, tmp_path):
+def test_classes_and_sizes(runs, tmp_path, capsys):
     words = [str(runs["classes"]), "-n", "2", "--device", "cpu", "--size", "8x24"]
-    assert main([*words, "-c", "0,2", "-o", str(tmp_path / "a")]) == 0
+    assert main([*words, "-c", "0,2", "-q", "-o", str(tmp_path / "a")]) == 0
+    assert "sampling" not in capsys.readouterr().err  # no progress bar
     assert [image.shape for image in pixels(tmp_path / "a")] == [(8, 24, 3)] * 4
 
 
