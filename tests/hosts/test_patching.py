@@ -197,9 +197,9 @@ def test_an_unpatched_wheel_before_a_patched_checkout_is_named_with_it(tmp_path,
     sentence = f"comes from {file}, which is not patched. {checkout} has such a file too, which it hides"
     with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         refuse_unpatched(model)
-    assert f"run `vqct-patch {tmp_path / 'wheel'}`" in str(caught.value)
+    assert f"call vqct_plugin.hosts.patching.patch_host({str(tmp_path / 'wheel')!r})" in str(caught.value)
     (checkout / "some_host" / "models" / "vqgan.py").unlink()
-    with pytest.raises(ValueError, match=r"which is not patched\. To have it, run"):
+    with pytest.raises(ValueError, match=r"which is not patched\. To have it, call"):
         refuse_unpatched(model)
     refuse_unpatched(type("Patched", (), {"__init__": lambda self, quantizer_config=None: None}))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import make_prior
+from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
 from vqct_plugin.hosts.quantizer_config import (
     ADAPTERS,
-    MODEL_OPTIONS,
     accept_indices,
     build_quantizer,
     take_model_options,
@@ -138,7 +138,7 @@ def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
         build_quantizer({"target": TARGET, "params": {"embed_dim": 32}}, n_e=40, e_dim=16)
 
 
-@pytest.mark.parametrize("name", MODEL_OPTIONS)
+@pytest.mark.parametrize("name", ADAPTER_OPTIONS)
 def test_an_option_of_the_model_says_whose_it_is_and_vqct_train_takes_it(name):
     config = {"target": TARGET, "params": {name: 1, "topk": 2}}
     with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is of the model"):

@@ -9,5 +9,5 @@ from vqct_plugin.evaluation.measure import Measure
 __all__ = ["MEASURES"]
 
 MEASURES: Dict[str, Type[Measure]] = {"images": ImageMeasures, "inception": InceptionMeasures}
-"""Name to class, in the table's order; an entry of this file is measured by ``vqct-evaluate`` and ``vqct-report`` too, one that a program adds
-by ``evaluate_runs`` and ``report_runs`` in that process and its workers."""
+"""Name to class, in the table's order. An entry of this file is measured by ``vqct-evaluate`` and ``vqct-report``; one
+that a program adds is measured by ``evaluate_runs`` and ``report_runs`` in that process and its workers."""

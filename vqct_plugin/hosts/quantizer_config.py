@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
 
 __all__ = ["build_quantizer"]
 
-#: options of the model, which the table of options has too: no quantizer takes them
-MODEL_OPTIONS = ("reuse_forward", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 #: the hosts' words for a quantizer's arguments
 _SAME = {"n_embed": "n_e", "embed_dim": "e_dim"}
 _HOSTS = Path(__file__).parent.parent / "patches" / "hosts.json"
@@ -89,7 +88,7 @@ def take_model_options(config: Any) -> Tuple[Any, Dict[str, Any]]:
     params = config.get("params") if isinstance(config, Mapping) else None
     if not isinstance(params, Mapping):
         return config, {}
-    taken = {name: params[name] for name in MODEL_OPTIONS if name in params}
+    taken = {name: params[name] for name in ADAPTER_OPTIONS if name in params}
     return {**config, "params": {k: v for k, v in params.items() if k not in taken}}, taken
 
 
@@ -117,7 +116,8 @@ def refuse_unpatched(cls: Any) -> None:
     )
     raise ValueError(
         f"quantizer_config is for a patched host, and {cls.__module__} comes from {file}, which is not patched."
-        f"{beside} run `vqct-patch {root}`; or leave the host as it is, with model.target: vqct_plugin.Quantizer"
+        f"{beside} call vqct_plugin.hosts.patching.patch_host({str(root)!r}); or leave the host as it is, with "
+        "model.target: vqct_plugin.Quantizer"
     )
 
 
@@ -191,10 +191,11 @@ def _check_arguments(
         return host
     host = {name: value for name, value in host.items() if name in known or not (value is None or value is False)}
     for name in params:
-        if name in MODEL_OPTIONS:
+        if name in ADAPTER_OPTIONS:  # the model's: no quantizer takes them
             raise ValueError(
-                f"{where} has {name}, which is of the model, not of its quantizer. Beside quantizer_config, as "
-                "model.params, vqct-train takes it; the host's own launcher has an argument of its Trainer instead"
+                f"{where} has {name}, which is of the model, not of its quantizer. Beside quantizer_config, "
+                "in model.params, vqct_plugin.training.launcher.run takes it; the host's own launcher has an argument "
+                "of its Trainer instead"
             )
         if name not in known:
             names = [*known, *_SAME]
