@@ -57,8 +57,20 @@ def test_what_changed_is_what_differs_from_the_branch_it_left(tmp_path):
         ("tools/check.py", ["tests/test_check.py"]),
         ("vqct_plugin/patches/hosts.json", ["tests/hosts/test_patching.py"]),
         ("README.md", ["tests/test_readme.py"]),
-        ("benchmarks/README.md", []),
+        ("docs/gpu.md", ["tests/test_readme.py"]),
+        ("mkdocs.yml", ["tests/test_readme.py"]),
+        ("pyproject.toml", ["tests/test_house.py", "tests/test_package.py"]),
+        ("benchmarks/README.md", ["tests/test_benchmarks.py"]),
+        ("benchmarks/quantizer.py", ["tests/test_benchmarks.py"]),
+        ("tests/README.md", []),
+        ("vqct_plugin/training/callbacks.py", ["tests/training/test_launcher.py"]),
+        ("vqct_plugin/training/restart.py", ["tests/training/test_one_run.py", "tests/training/test_resume.py"]),
+        ("vqct_plugin/training/trainer.py", ["tests/training/test_launcher.py", "tests/training/test_loggers.py"]),
     ],
 )
-def test_a_files_tests_mirror_it(changed, tests):
+def test_a_files_tests_are_found(changed, tests):
     assert check.find_tests(ROOT, [changed]) == tests
+
+
+def test_every_test_that_is_named_is_there():
+    assert [test for tests in check.BESIDE.values() for test in tests if not (ROOT / test).is_file()] == []

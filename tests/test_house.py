@@ -29,7 +29,7 @@ LONGEST = 400  # lines; a longer file says in its docstring why it "is long"
 #: how British English writes what is American here, and what is written so for a reason: keys and records of old files
 BRITISH = re.compile(
     r"(colour|neighbour|behaviour|favour|honour|analyse|catalogue|(?<![a-z])(grey|centre|licence)|labelled|modelled"
-    r"|(normal|lemmat|token|initial|optim|organ|recogn|summar|visual|special|general|minim|maxim)is(e|ing|ation))",
+    r"|(normal|lemmat|token|initial|optim|organ|recogn|summar|visual|special|general|minim|maxim|vector)is(e|ing|ation))",
     re.IGNORECASE,
 )
 AS_THEY_WERE = ('"transfer.neighbours"', '"neighbours": "neighbors"', "noun lemmatiser of WordNet")
@@ -138,7 +138,29 @@ def long_files(root):
     return found
 
 
-RULES = [upward_imports, circles, private_imports, long_files]
+def doors(root):
+    """Places in the core that import the package itself, except the quantizer's one (CONTRIBUTING.md says why)."""
+    modules = house(root)
+    found = []
+    for module, path in modules.items():
+        if module == root.name or room_of(module) not in ("core", "low"):
+            continue
+        lines = [
+            node.lineno
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if (isinstance(node, ast.Import) and any(alias.name == root.name for alias in node.names))
+            or (
+                isinstance(node, ast.ImportFrom)
+                and node.module == root.name
+                and any(f"{root.name}.{alias.name}" not in modules for alias in node.names)
+            )
+        ]
+        lines = lines[1:] if module == f"{root.name}.quantizer" else lines
+        found += [f"{module}:{line} imports {root.name}" for line in lines]
+    return found
+
+
+RULES = [upward_imports, circles, private_imports, doors, long_files]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -180,6 +202,9 @@ PLANTED = {
     ),
     "another room's file": (private_imports, {"runs/a.py": "from vqct_plugin.hosts import _b", "hosts/_b.py": ""}),
     "another file's name": (private_imports, {"runs/a.py": "from vqct_plugin.hosts.b import _f", "hosts/b.py": ""}),
+    "the package": (doors, {"usage.py": "def f():\n    import vqct_plugin"}),
+    "a name of the package": (doors, {"usage.py": "from vqct_plugin import VQModel"}),
+    "a second door": (doors, {"quantizer.py": "import vqct_plugin\ndef f():\n    import vqct_plugin"}),
     "a long file": (long_files, {"runs/a.py": '"""Short."""\n' + "x = 1\n" * LONGEST}),
 }
 

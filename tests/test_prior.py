@@ -388,7 +388,7 @@ def test_refuses_a_file_that_is_no_prior(tmp_path, name):
 
 
 def test_refuses_other_files(tmp_path):
-    with pytest.raises(PriorError, match="does not exist; a prior is one file"):
+    with pytest.raises(PriorError, match=r"does not exist; build a prior with vqct_plugin\.build_prior"):
         CodebookPrior.load(tmp_path / "none.safetensors")
     with pytest.raises(PriorError, match="is a folder"):
         CodebookPrior.load(tmp_path)

@@ -2,7 +2,8 @@
 
 What changed is what differs from ``main`` (or another commit: ``python tools/check.py HEAD~3``), what is not committed
 and not tracked included. A file's tests are those that mirror it: ``vqct_plugin/runs/config.py`` has
-``tests/runs/test_config.py``; a changed test file is run too. ``.ci/run`` runs all of them.
+``tests/runs/test_config.py``; ``BESIDE`` has those of another name, and a changed test file is run too.
+``.ci/run`` runs all of them.
 """
 
 import subprocess
@@ -13,6 +14,18 @@ from typing import Iterable, List, Optional, Sequence
 ROOT = Path(__file__).resolve().parent.parent
 #: what every change is held against: imports, circles, lengths
 ALWAYS = ("tests/test_house.py",)
+#: files and folders whose tests have another name
+BESIDE = {
+    "README.md": ["tests/test_readme.py"],
+    "docs": ["tests/test_readme.py"],
+    "mkdocs.yml": ["tests/test_readme.py"],
+    "pyproject.toml": ["tests/test_house.py", "tests/test_package.py"],
+    "benchmarks": ["tests/test_benchmarks.py"],
+    "vqct_plugin/patches": ["tests/hosts/test_patching.py"],
+    "vqct_plugin/training/callbacks.py": ["tests/training/test_launcher.py"],
+    "vqct_plugin/training/restart.py": ["tests/training/test_one_run.py", "tests/training/test_resume.py"],
+    "vqct_plugin/training/trainer.py": ["tests/training/test_launcher.py", "tests/training/test_loggers.py"],
+}
 
 
 def list_changed(root: Path, since: str) -> List[str]:
@@ -35,13 +48,11 @@ def find_tests(root: Path, changed: Iterable[str]) -> List[str]:
             found.add(path)
         elif path.suffix == ".py" and path.parts[0] == "vqct_plugin":
             found.add(Path("tests", *path.parts[1:-1], f"test_{path.stem.lstrip('_')}.py"))
-        elif path.parts[:2] == ("vqct_plugin", "patches"):
-            found.add(Path("tests/hosts/test_patching.py"))
         elif path.parts[0] in ("configs_taming", "tools"):
             shipped = path.suffix == ".yaml"
             found.add(Path("tests/runs/test_shipped_configs.py" if shipped else f"tests/test_{path.stem}.py"))
-        elif path.name == "README.md" and len(path.parts) == 1:
-            found.add(Path("tests/test_readme.py"))
+        for place in (path, *path.parents):
+            found |= {Path(test) for test in BESIDE.get(place.as_posix(), [])}
     here = {path.as_posix() for path in found if (root / path).is_file() and path.parts[:2] != ("tests", "gpu")}
     return sorted(here)
 

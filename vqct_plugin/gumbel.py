@@ -90,7 +90,7 @@ class GumbelTransferQuantizer(TransferredCodebook):
         """Draw codes for z (B, e_dim, H, W): ``(z_q, loss, (None, None, indices))``, and with ``return_logits`` the
         logits (B, n_e, H, W) behind them. ``temp`` goes before ``temperature``."""
         if rescale_logits:
-            raise ValueError("rescale_logits is not implemented, in taming neither; leave it out")
+            raise ValueError("rescale_logits is not implemented (nor is it in taming); leave it out")
         fingerprint = self._check_input(z)
         if z.dim() != 4:
             raise ValueError(f"z has shape {tuple(z.shape)}; expected (B, {self.e_dim}, H, W)")

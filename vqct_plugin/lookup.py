@@ -23,7 +23,7 @@ _TILE_SCORES = {"cpu": 1 << 19, "other": 1 << 22}
 _TILE_CODES = {"cpu": 2048, "other": 8192}
 _LEAST_VECTORS = 64  # of a tile, so that a product is worth its name
 _COPIED = 1 << 22  # floats of vectors, or of codes, copied at a time: 16 MB
-_GROUP = 64  # scores of which the CPU first finds the least, then where it is: a vectorised pass and a short search
+_GROUP = 64  # scores of which the CPU first finds the least, then where it is: a vectorized pass and a short search
 
 
 def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:

@@ -287,13 +287,13 @@ class CodebookPrior:
         try:
             mode = os.stat(str(file)).st_mode
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise PriorError(f"{named} does not exist; a prior is one file, which vqct-build-prior writes") from error
+            raise PriorError(f"{named} does not exist; build a prior with vqct_plugin.build_prior") from error
         except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read, a NUL in it
             why = getattr(error, "strerror", None) or error
             raise PriorError(f"{named} cannot be opened: {why}; expected the path of a prior file") from error
         if not stat.S_ISREG(mode):
             what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
-            raise PriorError(f"{named} {what}; a prior is one file, which vqct-build-prior writes")
+            raise PriorError(f"{named} {what}; a prior is one file; build it with vqct_plugin.build_prior")
         try:
             header, arrays = _read(file)
         except PriorError as error:
@@ -339,7 +339,8 @@ class CodebookPrior:
         if n_e > total:
             raise PriorError(
                 f"n_e is {n_e}, but the prior has only {total} words of {', '.join(names)} ({self.describe()}); "
-                f"write {total} (in a host's YAML: n_embed: {total}), or build a larger prior with vqct-build-prior"
+                f"write {total} (in a host's YAML: n_embed: {total}), or build a larger one with "
+                "vqct_plugin.build_prior"
             )
         # Largest remainders: every part within one word of its exact share, and the sum is n_e.
         exact = have * (int(n_e) / total)

@@ -71,8 +71,8 @@ class QuantizerState:
                 if there is not None and not torch.equal(there.detach().cpu(), here):
                     raise PriorError(
                         f"prior.{name} in the checkpoint is damaged: its header says that it is the prior of this "
-                        "quantizer, and its values are others. An average of whole state dicts does that; average "
-                        "the parameters alone"
+                        "quantizer, and its values are others. This happens when whole state dicts are "
+                        "averaged; average only the parameters"
                     )
         if theirs["settings"] is not None:
             self._compare_settings(_json(theirs["settings"], "settings"), prefix)
@@ -94,7 +94,7 @@ class QuantizerState:
             ):
                 raise PriorError(
                     f"the checkpoint's codebook has {name}={theirs[name]!r}, this quantizer {self.settings[name]!r}: "
-                    f"the same weights mean something else. Build it with {name}={theirs[name]!r}; or, to go on from "
+                    f"the weights are not compatible. Build it with {name}={theirs[name]!r}; or, to go on from "
                     f"these weights all the same, leave {prefix}settings out (ignore_keys)"
                 )
 

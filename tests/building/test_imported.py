@@ -270,3 +270,5 @@ def test_the_command_says_what_is_in_it_and_where_it_went(tmp_path, capsys, monk
     assert main([str(theirs), "--authors-edges", "--output", "theirs.safetensors"]) == 0
     assert "of a noun with itself left out (as GCNConv does): 1 occurrences" in capsys.readouterr().out
     assert CodebookPrior.load("theirs.safetensors").neighbors("orange", "noun") == [("wheel", "noun", 1)]
+    assert main([str(theirs), "-q", "--output", "quiet.safetensors"]) == 0
+    assert capsys.readouterr().out == ""

@@ -42,6 +42,12 @@ def test_flags_are_spelled_with_hyphens_and_alike_in_all_commands(command):
         ("min_count is -1; lower min_count", "--min-count is -1; lower --min-count"),
         ("/data/min_count/a.txt, min_count.txt and my-min_count are no files", None),
         ("the vectors overflow", None),
+        ("build a larger one with vqct_plugin.build_prior", "build a larger one with vqct-build-prior"),
+        (
+            "To have it, call vqct_plugin.hosts.patching.patch_host('/a b'); or",
+            "To have it, run `vqct-patch '/a b'`; or",
+        ),
+        ("vqct_plugin.training.launcher.run takes it", "vqct-train takes it"),
     ],
 )
 def test_arguments_become_flags_and_paths_stay(message, expected):

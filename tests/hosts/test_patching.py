@@ -117,10 +117,10 @@ def test_a_fork_is_patched_where_git_apply_finds_the_place_and_had_back(wheel, c
     refused(wheel, "is not patched", capsys, "--revert")
 
 
-def test_a_part_that_finds_no_place_is_named_and_nothing_is_changed(wheel, capsys):
+def test_a_hunk_that_does_not_apply_is_named_and_nothing_is_changed(wheel, capsys):
     file = wheel / FILE
     file.write_text(file.read_text().replace("post_quant_conv = torch.nn.Conv2d(", "post_quant_conv = Conv("))
-    refused(wheel, "the patch does not fit: 1 of its 2 parts find no place", capsys)
+    refused(wheel, "the patch does not fit: 1 of its 2 hunks do not apply", capsys)
     with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
     refused(wheel, "cannot be taken out of them", capsys, "--revert")
@@ -197,9 +197,9 @@ def test_an_unpatched_wheel_before_a_patched_checkout_is_named_with_it(tmp_path,
     sentence = f"comes from {file}, which is not patched. {checkout} has such a file too, which it hides"
     with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
         refuse_unpatched(model)
-    assert f"run `vqct-patch {tmp_path / 'wheel'}`" in str(caught.value)
+    assert f"call vqct_plugin.hosts.patching.patch_host({str(tmp_path / 'wheel')!r})" in str(caught.value)
     (checkout / "some_host" / "models" / "vqgan.py").unlink()
-    with pytest.raises(ValueError, match=r"which is not patched\. To have it, run"):
+    with pytest.raises(ValueError, match=r"which is not patched\. To have it, call"):
         refuse_unpatched(model)
     refuse_unpatched(type("Patched", (), {"__init__": lambda self, quantizer_config=None: None}))
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.conftest import make_prior
+from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
 from vqct_plugin.hosts.quantizer_config import (
     ADAPTERS,
-    MODEL_OPTIONS,
     accept_indices,
     build_quantizer,
     take_model_options,
@@ -138,7 +138,7 @@ def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
         build_quantizer({"target": TARGET, "params": {"embed_dim": 32}}, n_e=40, e_dim=16)
 
 
-@pytest.mark.parametrize("name", MODEL_OPTIONS)
+@pytest.mark.parametrize("name", ADAPTER_OPTIONS)
 def test_an_option_of_the_model_says_whose_it_is_and_vqct_train_takes_it(name):
     config = {"target": TARGET, "params": {name: 1, "topk": 2}}
     with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is of the model"):
@@ -179,7 +179,7 @@ def test_a_model_or_a_gumbel_head_is_no_quantizer_for_a_host():
         ValueError, match=r"names the target vqct_plugin\.VQModel, which is a whole model; expected vqct"
     ):
         build_quantizer({"target": "vqct_plugin.VQModel"}, n_e=16, e_dim=8)
-    with pytest.raises(TypeError, match=r"takes no beta, which the host gives .* vqct_plugin\.GumbelVQ"):
+    with pytest.raises(TypeError, match=r"does not accept beta, which the host passes; .* vqct_plugin\.GumbelVQ"):
         build_quantizer({"target": "vqct_plugin.gumbel.GumbelTransferQuantizer"}, n_e=16, e_dim=8, beta=0.25)
 
 
@@ -195,7 +195,7 @@ def test_what_the_host_leaves_off_need_not_be_an_argument_of_yours():
     config = {"target": f"{__name__}.Mine"}
     quantizer = build_quantizer(config, n_e=4, e_dim=2, beta=0.5, remap=None, sane_index_shape=False)
     assert (type(quantizer), quantizer.beta) == (Mine, 0.5)
-    with pytest.raises(TypeError, match="takes no sane_index_shape, which the host gives"):
+    with pytest.raises(TypeError, match="does not accept sane_index_shape, which the host passes"):
         build_quantizer(config, n_e=4, e_dim=2, beta=0.5, sane_index_shape=True)
 
 

@@ -17,7 +17,7 @@ from vqct_plugin.runs.config import ConfigError
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """A comparison that was interrupted in its second run, and is gone on with."""
+    """A comparison that was interrupted in its second run, and resumed."""
     from vqct_plugin.report import comparison
 
     words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]

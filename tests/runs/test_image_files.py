@@ -55,7 +55,7 @@ def test_floats_are_read_from_0_to_1(tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        (RAMP.astype(np.float32) * 200, r"a\.tif holds floats from 0 to 200; expected 0 to 1: scale them"),
+        (RAMP.astype(np.float32) * 200, r"a\.tif holds floats from 0 to 200; expected 0 to 1: rescale the values"),
         (RAMP.astype(np.float32) - 0.5, r"a\.tif holds floats from -0.5 to 0.5"),
         (np.full((8, 8), np.nan, np.float32), r"a\.tif holds floats from nan to nan"),
         ((RAMP * 1e6).astype(np.int32), r"a\.tif holds integers from 0 to 1e\+06; expected 0 to 65,535"),

@@ -108,9 +108,10 @@ def test_images_of_a_run(runs, kind, tmp_path, capsys):
     assert any((one != other).any() for one, other in zip(drawn, pixels(tmp_path / "c")))
 
 
-def test_classes_and_sizes(runs, tmp_path):
+def test_classes_and_sizes(runs, tmp_path, capsys):
     words = [str(runs["classes"]), "-n", "2", "--device", "cpu", "--size", "8x24"]
-    assert main([*words, "-c", "0,2", "-o", str(tmp_path / "a")]) == 0
+    assert main([*words, "-c", "0,2", "-q", "-o", str(tmp_path / "a")]) == 0
+    assert "sampling" not in capsys.readouterr().err  # no progress bar
     assert [image.shape for image in pixels(tmp_path / "a")] == [(8, 24, 3)] * 4
 
 
@@ -125,7 +126,7 @@ def test_what_cannot_be_drawn_is_refused(runs, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     out = tmp_path / "out"
-    refused(capsys, "is there and not an empty folder", runs["ours"], "-o", tmp_path / "full")
+    refused(capsys, "exists and is not an empty folder; choose another", runs["ours"], "-o", tmp_path / "full")
     refused(capsys, "is a VQModel, a first stage; expected a stage 2", runs["first"], "-o", out)
     refused(capsys, "expected multiples of 2", runs["ours"], "--size", "7x8", "-o", out)
     refused(capsys, "--size is '8'; expected height and width", runs["ours"], "--size", "8", "-o", out)

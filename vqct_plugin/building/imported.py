@@ -45,9 +45,8 @@ def import_prior(
 
     The codes are the words that have a vector. Edges with a word that is no code are left out, as the authors'
     quantizer leaves them out; repeated edges add up. The pickle is read by an unpickler that makes tensors and plain
-    values and refuses everything else, so it can run no code; and in a process of its own, which may take 512 MB and
-    24 bytes more for each byte of the file, and 10 seconds and one more for each 2 MB. (Windows and macOS limit the
-    time only.)
+    values and refuses everything else, so it can run no code; and in a process of its own, limited to 512 MB + 24 x
+    file size, and 10 s + 1 s per 2 MB. (Windows and macOS limit the time only.)
 
     Args:
         pickle_file: for instance ``big_nlp_word_knowledge_clip.pkl``.

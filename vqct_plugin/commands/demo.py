@@ -11,8 +11,8 @@ DESCRIPTION = """\
 Train a small VQGAN on the photographs of scikit-image three times: with taming's own quantizer, with nothing but
 model.target changed to vqct_plugin.VQModel, and so with one token a position, as many bits as taming's. Takes some
 minutes on two CPU cores, and uses a GPU if there is one.
-At the end it prints a table and writes a page with held-out photographs and the words of their codes. Interrupted, it
-goes on where it was when it is called again with the same flags.
+At the end it prints a table and writes a page with held-out photographs and the words of their codes. If
+interrupted, run it again with the same flags to resume.
 """
 TILES = 3  # a photograph of 32 x 32 pixels is hard to see
 

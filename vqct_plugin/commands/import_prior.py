@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="connect the words as the authors' module does, for weights trained with it: of a word that is both "
         "adjective and noun, only the noun (default: both, each with its own edges, as the paper defines it)",
     )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no summary")
     return parser
 
 
@@ -37,6 +38,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """Run the command; the exit status is 0, or 1 after an error, which is printed to stderr."""
     parser = make_parser()
     options = vars(parser.parse_args(argv))
+    quiet = options.pop("quiet")
     options["output"] = options["output"] or f"{Path(options['pickle_file']).stem}.safetensors"
     try:
         from vqct_plugin.building.imported import import_prior
@@ -52,6 +54,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     except ValueError as error:  # BuildError and PriorError
         print(f"vqct-import-prior: {name_flags(error, parser, {'overwrite=True': '--force'})}", file=sys.stderr)
         return 1
+    if quiet:
+        return 0
     print(printable_lines("\n".join(describe_prior(prior))))
     left_out = prior.provenance["edges_left_out"]
     if left_out:

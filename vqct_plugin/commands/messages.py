@@ -9,6 +9,13 @@ from typing import List, Mapping, Optional, Sequence, Tuple
 
 from vqct_plugin._files import printable
 
+#: how the library's messages name functions that are commands too -> the command
+_COMMANDS = {
+    r"call vqct_plugin\.hosts\.patching\.patch_host\(('[^']*')\)": r"run `vqct-patch \1`",
+    r"vqct_plugin\.build_prior\b": "vqct-build-prior",
+    r"vqct_plugin\.training\.launcher\.run\b": "vqct-train",
+}
+
 
 class _Terminal(logging.Handler):
     """Information on stdout, warnings on stderr, looked up at each record, because both may be redirected."""
@@ -34,6 +41,7 @@ def show_messages() -> None:
 def name_flags(message: object, parser: argparse.ArgumentParser, more: Optional[Mapping[str, str]] = None) -> str:
     """A message of the library with the command's flags in place of the arguments that it names.
 
+    A function that is a command becomes the command.
     ``name=True`` becomes ``--name``, ``name='value'`` becomes ``--name value``, and the name of an argument becomes its
     flag where it has an underscore, which no English word has.
 
@@ -47,12 +55,16 @@ def name_flags(message: object, parser: argparse.ArgumentParser, more: Optional[
     >>> _ = parser.add_argument("--batch-size", type=int)
     >>> name_flags("a.png exists; pass force=True to replace it", parser)
     'a.png exists; pass --force to replace it'
+    >>> name_flags("build it with vqct_plugin.build_prior", parser)
+    'build it with vqct-build-prior'
     >>> name_flags("batch_size is 0; expected 1 or more", parser)
     '--batch-size is 0; expected 1 or more'
     """
     text = printable_lines(message)
     for phrase, flag in (more or {}).items():
         text = text.replace(phrase, flag)
+    for function, command in _COMMANDS.items():
+        text = re.sub(function, command, text)
     for action in parser._actions:
         flag = next((option for option in action.option_strings if option.startswith("--")), "")
         if not flag:

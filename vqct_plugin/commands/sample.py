@@ -44,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-grid", action="store_true", help="write no grid, only single images")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     return parser
 
 
@@ -79,6 +80,7 @@ def main(argv: Optional[List[str]] = None) -> int:
             classes=_classes(options.classes),
             conditions=_conditions(trained.config, options.conditions),
             grid=not options.no_grid,
+            progress=not options.quiet,
         )
     except (ValueError, OSError, RuntimeError) as error:
         more = {"conditions=ITEMS of a data set that have it": "--conditions N"}

@@ -54,7 +54,7 @@ class Measure:
     ...     def compute(self):
     ...         return {"misses": self.gather("misses")}
     >>> from vqct_plugin.evaluation.measures import MEASURES
-    >>> MEASURES["misses"] = Misses  # vqct-evaluate and vqct-report have it now
+    >>> MEASURES["misses"] = Misses  # evaluate_runs and report_runs have it in this process and its workers
 
     >>> misses = MEASURES.pop("misses")(Conditions())
     >>> misses.update(torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 0.2))

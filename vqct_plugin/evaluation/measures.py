@@ -9,4 +9,5 @@ from vqct_plugin.evaluation.measure import Measure
 __all__ = ["MEASURES"]
 
 MEASURES: Dict[str, Type[Measure]] = {"images": ImageMeasures, "inception": InceptionMeasures}
-"""Name to class, in the table's order; an entry added here is measured by ``vqct-evaluate`` and ``vqct-report``."""
+"""Name to class, in the table's order. An entry of this file is measured by ``vqct-evaluate`` and ``vqct-report``; one
+that a program adds is measured by ``evaluate_runs`` and ``report_runs`` in that process and its workers."""

@@ -25,8 +25,7 @@ def bootstrap_intervals(
 ) -> Dict[str, List[float]]:
     """[low, high] of each mean, by the percentile bootstrap over groups of images.
 
-    Tiles of one photograph are alike, so that they say less than as many photographs would: a resample draws
-    photographs, with all their tiles.
+    Tiles of one photograph are not independent samples: a resample draws photographs, with all their tiles.
 
     Args:
         values: figure -> one value an image.

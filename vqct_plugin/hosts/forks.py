@@ -44,7 +44,7 @@ def merge(fork: Fork) -> Merged:
     """The files with the patch, and what to tell the user.
 
     Raises:
-        PatchError: they have it already; or a part of it finds no place, with its lines.
+        PatchError: they have it already; or hunks of it do not apply, with their lines.
     """
     with _copy(fork) as folder:
         if fits(folder, fork.diff, ["-R"]):
@@ -53,7 +53,7 @@ def merge(fork: Fork) -> Merged:
         merged, conflict = _merge_three_ways(fork)
         if merged is None:
             if not fits(folder, fork.diff, []):
-                raise PatchError(_what_has_no_place(fork, "", conflict))
+                raise PatchError(_what_does_not_apply(fork, "", conflict))
             how = "by `git apply`, which goes by the lines around each place"
             git_apply(folder, fork.diff, [])
         else:
@@ -61,7 +61,7 @@ def merge(fork: Fork) -> Merged:
                 (folder / file).write_bytes(content)
         mistake = _find_mistake(folder, fork.files)
         if mistake:
-            raise PatchError(_what_has_no_place(fork, mistake, conflict or "so a three-way merge comes out"))
+            raise PatchError(_what_does_not_apply(fork, mistake, conflict or "so a three-way merge comes out"))
         notes = [
             f"{', '.join(fork.others)}: not as in commit {fork.commit[:7]}; the patch went in {how}. Look at the diff "
             "before you train"
@@ -145,12 +145,12 @@ def _find_mistake(folder: Path, files: Sequence[str]) -> str:
     return ""
 
 
-def _what_has_no_place(fork: Fork, mistake: str, conflict: str) -> str:
+def _what_does_not_apply(fork: Fork, mistake: str, conflict: str) -> str:
     hunks = _split(fork.diff)
     with _copy(fork) as folder:
         without = [(file, hunk) for file, header, hunk in hunks if not fits(folder, header + hunk, [])]
     listed = "\n".join(f"{file}:\n{hunk.decode('utf-8', 'replace').rstrip()}" for file, hunk in without)
-    what = f"{len(without)} of its {len(hunks)} parts find no place" if without else mistake
+    what = f"{len(without)} of its {len(hunks)} hunks do not apply" if without else mistake
     return (
         f"{fork.root} is {fork.repository}, but not as at commit {fork.commit[:7]}, and the patch does not fit: "
         f"{what}; {conflict}. Nothing was changed. Write these lines by hand, and the others of {fork.patch}"

@@ -67,4 +67,4 @@ def run_git(root: Path, words: Sequence[str], environment: Any = None, given: by
     try:
         return subprocess.run(["git", *words], cwd=root, input=given, env=environment, capture_output=True)
     except FileNotFoundError as error:
-        raise PatchError("git is not installed; vqct-patch applies its patches with `git apply`") from error
+        raise PatchError("git is not installed; the patches are applied with `git apply`: install git") from error

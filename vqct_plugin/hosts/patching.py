@@ -95,7 +95,7 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
 
     Raises:
         PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
-            in which part of the patch finds no place: which lines, and where. Nothing was changed.
+            in which hunks do not apply: which lines, and where. Nothing was changed.
     """
     host, root = find_host(path)
     states = {file: _state(root / file, hashes) for file, hashes in host.files.items()}

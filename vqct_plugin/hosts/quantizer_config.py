@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
 
 __all__ = ["build_quantizer"]
 
-#: options of the model, which the table of options has too: no quantizer takes them
-MODEL_OPTIONS = ("reuse_forward", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 #: the hosts' words for a quantizer's arguments
 _SAME = {"n_embed": "n_e", "embed_dim": "e_dim"}
 _HOSTS = Path(__file__).parent.parent / "patches" / "hosts.json"
@@ -44,7 +43,7 @@ def build_quantizer(config: Config, for_host: Optional[str] = None, **host: Any)
     Raises:
         ValueError: no ``target``, a key that is neither, a file without them, a target that is not there or is for
             another host, or an option that cannot be had here.
-        TypeError: the target takes no such argument; it names those that are close.
+        TypeError: the target does not accept an argument; the message suggests close matches.
 
     >>> quantizer = build_quantizer({"target": "vqct_plugin.Quantizer", "params": {"topk": 2}}, n_e=512, e_dim=64)
     >>> quantizer.tokens_per_position
@@ -78,8 +77,8 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
     for name, value in refused.items():
         if value:
             raise ValueError(
-                f"{name} is {value!r}; it is of the host's own quantizer, which {where} replaces by {target}, and that "
-                f"has none: set {name}: false"
+                f"{name} is {value!r}; it is an option of the host's own quantizer, and {target}, which {where} "
+                f"names, does not accept it: set {name}: false"
             )
     return {"target": target, "params": {**options, **_renamed(params, where)}}
 
@@ -89,7 +88,7 @@ def take_model_options(config: Any) -> Tuple[Any, Dict[str, Any]]:
     params = config.get("params") if isinstance(config, Mapping) else None
     if not isinstance(params, Mapping):
         return config, {}
-    taken = {name: params[name] for name in MODEL_OPTIONS if name in params}
+    taken = {name: params[name] for name in ADAPTER_OPTIONS if name in params}
     return {**config, "params": {k: v for k, v in params.items() if k not in taken}}, taken
 
 
@@ -117,7 +116,8 @@ def refuse_unpatched(cls: Any) -> None:
     )
     raise ValueError(
         f"quantizer_config is for a patched host, and {cls.__module__} comes from {file}, which is not patched."
-        f"{beside} run `vqct-patch {root}`; or leave the host as it is, with model.target: vqct_plugin.Quantizer"
+        f"{beside} call vqct_plugin.hosts.patching.patch_host({str(root)!r}); or leave the host as it is, with "
+        "model.target: vqct_plugin.Quantizer"
     )
 
 
@@ -191,10 +191,11 @@ def _check_arguments(
         return host
     host = {name: value for name, value in host.items() if name in known or not (value is None or value is False)}
     for name in params:
-        if name in MODEL_OPTIONS:
+        if name in ADAPTER_OPTIONS:  # the model's: no quantizer takes them
             raise ValueError(
-                f"{where} has {name}, which is of the model, not of its quantizer. Beside quantizer_config, as "
-                "model.params, vqct-train takes it; the host's own launcher has an argument of its Trainer instead"
+                f"{where} has {name}, which is of the model, not of its quantizer. Beside quantizer_config, "
+                "in model.params, vqct_plugin.training.launcher.run takes it; the host's own launcher has an argument "
+                "of its Trainer instead"
             )
         if name not in known:
             names = [*known, *_SAME]
@@ -204,8 +205,8 @@ def _check_arguments(
     for name in host:
         if name not in known:
             raise TypeError(
-                f"{target}, the target of {where}, takes no {name}, which the host gives its quantizer; expected one "
-                "that takes what vqct_plugin.Quantizer does (for Gumbel-VQ: model.target: vqct_plugin.GumbelVQ)"
+                f"{target}, the target of {where}, does not accept {name}, which the host passes; use a class with the "
+                "signature of vqct_plugin.Quantizer (for Gumbel-VQ: model.target: vqct_plugin.GumbelVQ)"
             )
     return host
 

@@ -67,8 +67,8 @@ def compare(
 ) -> Comparison:
     """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show all.
 
-    All see the same batches. The figures are of the validation set. A comparison that was interrupted is gone on with,
-    by a call with the same arguments.
+    All see the same batches. The figures are of the validation set. An interrupted comparison resumes
+    when called again with the same arguments.
 
     Args:
         base: YAML files of a stock VQGAN; by default the small one for scikit-image's photographs.

@@ -104,7 +104,8 @@ def _scale(image: Any, path: Union[str, Path]) -> Any:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= top):  # also where one of them is NaN
         raise DataError(
-            f"the image {path} holds {kind} from {low:g} to {high:g}; expected 0 to {top:,}: scale them to that"
+            f"the image {path} holds {kind} from {low:g} to {high:g}; expected 0 to {top:,}: rescale the values to "
+            "this range"
         )
     gray = (values * (255 / top) + 0.5).astype(np.uint8)
     return Image.fromarray(gray).convert("RGB")

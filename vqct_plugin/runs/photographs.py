@@ -81,7 +81,7 @@ def _read(name: str) -> np.ndarray:
         import skimage
         from PIL import Image
     except ImportError as error:
-        raise ImportError("the photographs come with scikit-image: pip install 'vqct-plugin[all]'") from error
+        raise ImportError("the photographs come with scikit-image: pip install 'vqct-plugin[demo]'") from error
     file = Path(skimage.__file__).parent / "data" / name
     with Image.open(file) as image:
         image = image.convert("RGB")

@@ -67,7 +67,7 @@ def draw_samples(
 
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SampleError(f"output {output} is there and not an empty folder; name another, nothing is overwritten")
+        raise SampleError(f"output {output} exists and is not an empty folder; choose another")
     if number < 1 or batch_size < 1:
         raise SampleError(f"number is {number} and batch_size is {batch_size}; expected 1 or more of each")
     wanted = list(_list_conditions(model, number, classes, conditions))

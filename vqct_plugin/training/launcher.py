@@ -247,7 +247,7 @@ def _locate_run(
         raise ConfigError(f"there is nothing to resume at {path}; expected a run's folder or a checkpoint in one")
     configs = sorted((folder / "configs").glob("*.yaml"))
     if not configs:
-        raise ConfigError(f"there are no configs in {folder / 'configs'}; expected the folder of a run of vqct-train")
+        raise ConfigError(f"there are no configs in {folder / 'configs'}; expected a run's folder")
     return folder, checkpoint, now, [*configs, *files]
 
 
