@@ -392,7 +392,9 @@ def parsed(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--dims", type=int, nargs="+", default=None, help="D, the channels of one part (8 32 256)")
     parser.add_argument("--threads", type=int, nargs="+", default=None, help="on a CPU (1 2)")
     parser.add_argument("--rounds", type=int, default=None, help="at most so many (9)")
-    parser.add_argument("--minutes", type=float, default=20.0, help="about how long it may take, but for the largest sizes (20)")
+    parser.add_argument(
+        "--minutes", type=float, default=20.0, help="about how long it may take, but for the largest sizes (20)"
+    )
     parser.add_argument("--quick", action="store_true", help="1,024 and 6,207 codes, D 32, three rounds")
     parser.add_argument("--full", action="store_true", help="no fewer maps or threads with many codes: hours")
     parser.add_argument("--authors", action="store_true", help="the authors' formula too")
