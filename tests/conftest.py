@@ -1,5 +1,6 @@
 """What several rooms' tests use: small priors, and where the real data lies."""
 
+import importlib.util
 import signal
 from pathlib import Path
 
@@ -11,6 +12,17 @@ from vqct_plugin.prior import CodebookPrior
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+
+def load_tool(name):
+    """The module ``tools/NAME.py``, which is not in the package; skips the tests where it is not beside them."""
+    file = ROOT / "tools" / f"{name}.py"
+    if not file.is_file():
+        pytest.skip("tools/ is not beside the tests", allow_module_level=True)
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", file)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
 
 
 @pytest.fixture(autouse=True)

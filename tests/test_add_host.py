@@ -1,20 +1,14 @@
 """A contributor's patch and entry come from a changed checkout, and ``vqct-patch`` applies them."""
 
-import importlib.util
 import json
 import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 from vqct_plugin.hosts import patching
 
-FILE = ROOT / "tools" / "add_host.py"
-if not FILE.is_file():
-    pytest.skip("tools/ is not beside the tests", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("tools_add_host", FILE)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("add_host")
 
 BEFORE = "class Toy:\n    def __init__(self, n):\n        self.quantize = Quantizer(n)\n"
 AFTER = BEFORE.replace("n)", "n, quantizer_config=None)", 1) + "        if quantizer_config: build_quantizer(n)\n"

@@ -1,18 +1,12 @@
 """The contributor's one command finds what changed, and its tests."""
 
-import importlib.util
 import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tool
 
-FILE = ROOT / "tools" / "check.py"
-if not FILE.is_file():
-    pytest.skip("tools/ is not beside the tests", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("tools_check", FILE)
-check = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(check)
+check = load_tool("check")
 
 
 def test_what_changed_is_what_differs_from_the_branch_it_left(tmp_path):

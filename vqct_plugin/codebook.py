@@ -35,7 +35,7 @@ from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.slices import check_flag, slices_of, token_bounds
 from vqct_plugin.state import QuantizerState, prior_in, settings_in
 from vqct_plugin.table import Table, check_range, mean_of
-from vqct_plugin.terms import name_of, record
+from vqct_plugin.terms import name_of, record, was_given
 from vqct_plugin.transfer import TransferLike, build_transfer
 
 PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
@@ -148,7 +148,7 @@ class TransferredCodebook(nn.Module):
         if missing:
             raise PriorError(f"the state has no {prefix}settings, which say {' and '.join(missing)}; pass them")
         for name in ("transfer", "gradient"):
-            if isinstance(settings.get(name), Mapping) and "given" in settings[name]:
+            if was_given(settings.get(name)):
                 raise ValueError(
                     f"the state's quantizer was made with an object as its {name}, of {settings[name]['given']}, which "
                     f"a state cannot hold; pass {name}"

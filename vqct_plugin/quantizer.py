@@ -207,7 +207,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         with without_autocast(z.device):
             if self._one_by_one(z):
                 return self._quantized_one_by_one(z, codes)
-            z_q, commitment, codebook, chosen = Quantize.apply(z.contiguous(), codes, self.slices, self.channels_last)
+            z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
             return z_q, commitment, codebook, None, chosen
 
     def _one_by_one(self, z: Tensor) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from vqct_plugin.prior import CodebookPrior, PriorError
+from vqct_plugin.terms import was_given
 
 __all__ = ["prior_in"]
 
@@ -87,21 +88,15 @@ class QuantizerState:
 
     def _compare_settings(self, theirs: Mapping[str, Any], prefix: str) -> None:
         for name in _DECIDING:
-            if (
-                name in theirs
-                and theirs[name] != self.settings[name]
-                and not _unknown(theirs[name], self.settings[name])
-            ):
+            if name not in theirs or theirs[name] == self.settings[name]:
+                continue
+            # nobody can say of an object whether it is the same
+            if not was_given(theirs[name]) and not was_given(self.settings[name]):
                 raise PriorError(
                     f"the checkpoint's codebook has {name}={theirs[name]!r}, this quantizer {self.settings[name]!r}: "
                     f"the weights are not compatible. Build it with {name}={theirs[name]!r}; or, to go on from "
                     f"these weights all the same, leave {prefix}settings out (ignore_keys)"
                 )
-
-
-def _unknown(theirs: Any, ours: Any) -> bool:
-    """Whether one of two transfers was given as an object, so that nobody can say whether they are the same."""
-    return any(isinstance(transfer, dict) and "given" in transfer for transfer in (theirs, ours))
 
 
 def settings_in(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:

@@ -153,6 +153,11 @@ def record(function: Any) -> Any:
     return name if found is function else {"given": name}
 
 
+def was_given(recorded: Any) -> bool:
+    """Whether :func:`record` could keep no more than the name of an object that was given."""
+    return isinstance(recorded, Mapping) and "given" in recorded
+
+
 def imported(target: Any, option: str, expected: str) -> Callable[..., Any]:
     """What ``package.module.name`` names.
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any, Dict, List, Optional
 
-from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages, split_overrides
+from vqct_plugin.commands.messages import add_base_flag, add_set_flag, name_flags, show_messages, split_overrides
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,14 +30,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (their folders)"
     )
-    parser.add_argument(
-        "-b",
-        "--base",
-        nargs="+",
-        default=[],
-        metavar="YAML",
-        help="configs instead of the runs' own: files, or vqct:NAME of the package",
-    )
+    add_base_flag(parser, "the runs'")
     add_set_flag(parser, "the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
     parser.add_argument(

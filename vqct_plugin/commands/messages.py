@@ -91,3 +91,9 @@ def split_overrides(words: Sequence[str]) -> Tuple[List[str], List[str]]:
 def add_set_flag(parser: argparse.ArgumentParser, what: str) -> None:
     """``--set key=value ...``, which may be repeated; every command that reads a config has it."""
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"changes to {what}")
+
+
+def add_base_flag(parser: argparse.ArgumentParser, whose: str) -> None:
+    """``--base``, for commands that load a run and may take other configs than those it keeps."""
+    what = f"configs instead of {whose} own: files, or vqct:NAME of the package"
+    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help=what)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any, List, Optional
 
-from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages, split_overrides
+from vqct_plugin.commands.messages import add_base_flag, add_set_flag, name_flags, show_messages, split_overrides
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -18,14 +18,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint in one")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
     add_set_flag(parser, "the run's config")
-    parser.add_argument(
-        "-b",
-        "--base",
-        nargs="+",
-        default=[],
-        metavar="YAML",
-        help="configs instead of the run's own: files, or vqct:NAME of the package",
-    )
+    add_base_flag(parser, "the run's")
     parser.add_argument("-o", "--output", default="samples", metavar="DIR", help="a new or empty folder (samples)")
     parser.add_argument(
         "-n", "--number", type=int, default=16, help="number of images, for each class or condition (16)"
