@@ -103,17 +103,17 @@ def where_time_goes(path: Path, captions: int) -> Dict[str, float]:
     lemmatize("dogs", "n")
     seconds: Dict[str, float] = {}
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def time_it(name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = work()
         seconds[name] = time.perf_counter() - start
         return result
 
-    tokens = timed("tokenizing", lambda: [word_tokenize(line, preserve_line=True) for line in lines])
-    tagged = timed("tagging", lambda: [theirs.tag(words) for words in tokens])
-    again = timed("tagging, our tagger", lambda: [ours.tag(words) for words in tokens])
+    tokens = time_it("tokenizing", lambda: [word_tokenize(line, preserve_line=True) for line in lines])
+    tagged = time_it("tagging", lambda: [theirs.tag(words) for words in tokens])
+    again = time_it("tagging, our tagger", lambda: [ours.tag(words) for words in tokens])
     _check(tagged == again, "the taggers differ")
-    timed("lemmatizing", lambda: [lemmatize(word, "n") for words in tagged for word, kind in words if kind in NOUNS])
+    time_it("lemmatizing", lambda: [lemmatize(word, "n") for words in tagged for word, kind in words if kind in NOUNS])
     return seconds
 
 
@@ -186,7 +186,7 @@ def large(words: int, dim: int, edges: int, rounds: int, asked: int = 2048) -> D
     }
     seconds: Dict[str, List[float]] = {}
 
-    def timed(name: str, work: Callable[[], Any]) -> Any:
+    def time_it(name: str, work: Callable[[], Any]) -> Any:
         start = time.perf_counter()
         result = work()
         seconds.setdefault(name, []).append(time.perf_counter() - start)
@@ -196,13 +196,13 @@ def large(words: int, dim: int, edges: int, rounds: int, asked: int = 2048) -> D
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prior.safetensors"
         for _ in range(rounds):
-            prior = timed("made in memory", lambda: CodebookPrior(**made))
-            timed("saved, the fingerprint included", lambda: prior.save(file, overwrite=True))  # noqa: B023
-            loaded = timed("loaded and checked", lambda: CodebookPrior.load(file))
-            timed("half of it selected", lambda: loaded.select(words // 2))  # noqa: B023
+            prior = time_it("made in memory", lambda: CodebookPrior(**made))
+            time_it("saved, the fingerprint included", lambda: prior.save(file, overwrite=True))  # noqa: B023
+            loaded = time_it("loaded and checked", lambda: CodebookPrior.load(file))
+            time_it("half of it selected", lambda: loaded.select(words // 2))  # noqa: B023
             _check(loaded.fingerprint == prior.fingerprint, "what was loaded is not what was saved")
     some = range(min(asked, adjectives))
-    timed(f"the 3 nearest nouns of {len(some):,} adjectives", lambda: find_nearest(made["vectors"], some, nouns, 3))
+    time_it(f"the 3 nearest nouns of {len(some):,} adjectives", lambda: find_nearest(made["vectors"], some, nouns, 3))
     return seconds
 
 
@@ -211,7 +211,7 @@ def report_of_large(words: int, dim: int, edges: int, seconds: Dict[str, List[fl
     lines = [f"{processor()}, {os.cpu_count()} cores", ""]
     lines.append(f"{words:,} words, vectors of {dim} in float16 ({words * dim * 2 / 1e6:,.0f} MB), {edges:,} edges")
     lines += ["", "| | seconds |", "|---|---|"]
-    return "\n".join(lines + [f"| {name} | {_shown(times)} |" for name, times in seconds.items()])
+    return "\n".join(lines + [f"| {name} | {_format_seconds(times)} |" for name, times in seconds.items()])
 
 
 def report(results: Dict[str, Any]) -> str:
@@ -219,13 +219,16 @@ def report(results: Dict[str, Any]) -> str:
     lines = [f"{results['processor']}, {results['cores']} cores", "", "| | seconds | |", "|---|---|---|"]
     plain = statistics.median(results["counting"]["plain recipe"])
     for name, seconds in results["counting"].items():
+        shown = _format_seconds(seconds)
         lines.append(
-            f"| counting, {name} | {_shown(seconds)} | {plain / statistics.median(seconds):.2f} times as fast |"
+            f"| counting, {name} | {shown} | {plain / statistics.median(seconds):.2f} times as fast |"
         )
     one = statistics.median(results["encodings"]["one word at a time"])
     for name, seconds in results["encodings"].items():
         ratio = one / statistics.median(seconds)
-        lines.append(f"| {results['prompts']:,} prompts, {name} | {_shown(seconds)} | {ratio:.2f} times as fast |")
+        lines.append(
+            f"| {results['prompts']:,} prompts, {name} | {_format_seconds(seconds)} | {ratio:.2f} times as fast |"
+        )
     parts = results["where time goes"]
     whole = parts["tokenizing"] + parts["tagging"] + parts["lemmatizing"]
     lines += ["", f"Of the plain recipe's time, over {results['sample']:,} captions on one core:", ""]
@@ -259,7 +262,7 @@ def ratios(results: Dict[str, Any]) -> Dict[str, float]:
     return {name: medians[name.split(" / ")[0]] / medians[name.split(" / ")[1]] for name in TARGETS}
 
 
-def _shown(seconds: List[float]) -> str:
+def _format_seconds(seconds: List[float]) -> str:
     return f"{statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
 
 

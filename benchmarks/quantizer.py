@@ -316,18 +316,18 @@ def of_the_prior(codes: int, options: argparse.Namespace) -> Tuple[CodebookPrior
     """A prior, and the seconds in which it is made, saved, loaded, and made a quantizer of; the size of its state."""
     seconds: Dict[str, float] = {}
 
-    def timed(name: str, make: Callable[[], Any]) -> Any:
+    def time_it(name: str, make: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
         made = make()
         seconds[name] = time.perf_counter() - begin
         return made
 
-    prior = timed("prior made", lambda: prior_of(codes, options))
+    prior = time_it("prior made", lambda: prior_of(codes, options))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prior.safetensors"
-        timed("prior saved", lambda: prior.save(file))
-        timed("prior loaded", lambda: CodebookPrior.load(file))
-    quantizer = timed("quantizer made", lambda: CodebookTransferQuantizer(codes, 2 * max(options.dims), prior=prior))
+        time_it("prior saved", lambda: prior.save(file))
+        time_it("prior loaded", lambda: CodebookPrior.load(file))
+    quantizer = time_it("quantizer made", lambda: CodebookTransferQuantizer(codes, 2 * max(options.dims), prior=prior))
     counter = _Counter()
     torch.save(quantizer.state_dict(), counter)
     return prior, {
@@ -394,7 +394,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def parsed(arguments: Optional[List[str]]) -> argparse.Namespace:
+def parse_options(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cores = os.cpu_count() or 1
     parser.add_argument("--codes", type=int, nargs="+", default=None)
@@ -432,7 +432,7 @@ def parsed(arguments: Optional[List[str]]) -> argparse.Namespace:
 
 
 def main(arguments: Optional[List[str]] = None) -> Dict[str, Any]:
-    options = parsed(arguments)
+    options = parse_options(arguments)
     if options.keep_memory and not memory_is_kept():
         words = sys.argv[1:] if arguments is None else arguments
         command = [sys.executable, str(Path(__file__).resolve()), *words]

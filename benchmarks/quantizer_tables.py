@@ -105,12 +105,12 @@ def _table(cells: List[Dict[str, Any]], row: Dict[str, Any], results: Dict[str, 
     for kind, title in TITLES.items():
         names = dict.fromkeys(n for c in cells for n in (*c["kinds"].get(kind, {}), *c["skipped"].get(kind, {})))
         for name in names:
-            told = [_told(c["kinds"].get(kind, {}), name, c["skipped"].get(kind, {})) for c in cells]
+            told = [_format_figure(c["kinds"].get(kind, {}), name, c["skipped"].get(kind, {})) for c in cells]
             lines.append(f"| {title}, {name} | " + " | ".join(told) + " |")
     return [*lines, ""]
 
 
-def _told(figures: Dict[str, Any], name: str, skipped: Dict[str, str]) -> str:
+def _format_figure(figures: Dict[str, Any], name: str, skipped: Dict[str, str]) -> str:
     if name in skipped:
         return skipped[name].replace("|", "/")
     if name not in figures:

@@ -102,7 +102,7 @@ def tracing() -> bool:
     return exporting is not None and bool(exporting())
 
 
-def transformed() -> bool:
+def in_func_transform() -> bool:
     """Whether a transform of ``torch.func`` (``grad``, ``vmap``, ``jvp``) is at work."""
     if compiling():
         return False

@@ -23,10 +23,10 @@ from vqct_plugin._torch import (
     batched_by_vmap,
     compiling,
     eager_before_2_4,
+    in_func_transform,
     is_fake,
     on_the_host,
     tracing,
-    transformed,
     without_autocast,
 )
 from vqct_plugin.dropout import moved_like
@@ -102,7 +102,7 @@ class TransferredCodebook(nn.Module):
                 "e_dim": e_dim,
                 "parts_of_speech": "joint" if joint else list(self.parts),
                 "topk": {s.name: s.topk for s in self.slices},
-                "transfer": _recorded(transfer),
+                "transfer": _describe_transfer(transfer),
                 "dropout": dropout,
                 "edge_weight": edge_weight,
                 "l2_normalize": l2_normalize,
@@ -223,7 +223,7 @@ class TransferredCodebook(nn.Module):
         """
         indices = self._as_indices(indices)
         check_range(indices, self.n_e - 1)
-        return _named(indices.tolist(), self.words)
+        return _look_up_words(indices.tolist(), self.words)
 
     @property
     def settings(self) -> Dict[str, Any]:
@@ -329,7 +329,7 @@ class TransferredCodebook(nn.Module):
 
     def _checked_tokens(self, at: Tensor) -> Tensor:
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
-        if compiling() or tracing() or transformed() or is_fake(at) or at.numel() == 0:
+        if compiling() or tracing() or in_func_transform() or is_fake(at) or at.numel() == 0:
             return at
         first, last = self.token_bounds.to(at.device).unbind(0)
         if not on_the_host(at):
@@ -363,7 +363,7 @@ class TransferredCodebook(nn.Module):
             raise ValueError(
                 "z is a batch of torch.vmap's; call the quantizer without vmap: its first dimension is one"
             )
-        if compiling() or tracing() or transformed() or is_fake(z):
+        if compiling() or tracing() or in_func_transform() or is_fake(z):
             return None  # a NaN still shows, in the loss
         z = at_least_float32(z.detach())
         total = z.sum()
@@ -413,7 +413,7 @@ class TransferredCodebook(nn.Module):
         )
 
 
-def _recorded(transfer: TransferLike) -> Any:
+def _describe_transfer(transfer: TransferLike) -> Any:
     """What the state keeps of a transfer: all that makes it again, or ``{"given": name}`` of an object."""
     if isinstance(transfer, str):
         return transfer
@@ -434,5 +434,5 @@ def _plain(container: Any) -> Any:
     raise TypeError(type(container).__name__)
 
 
-def _named(indices: Any, words: Sequence[str]) -> Any:
-    return [_named(i, words) for i in indices] if isinstance(indices, list) else words[indices]
+def _look_up_words(indices: Any, words: Sequence[str]) -> Any:
+    return [_look_up_words(i, words) for i in indices] if isinstance(indices, list) else words[indices]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, is_fake, transformed
+from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake
 
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
@@ -62,7 +62,7 @@ class SharedDropout(nn.Module):
             return x
         if self.draws.device != x.device:
             self.seed, self.draws = self.seed.to(x.device), self.draws.to(x.device)
-        if transformed():
+        if in_func_transform():
             raise RuntimeError(
                 "torch.func's transforms cannot count this dropout's masks; call the quantizer in evaluation mode, or "
                 "build it with dropout=0"

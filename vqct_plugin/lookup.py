@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import at_least_float32, exact_float32_products, tracing, transformed, without_autocast
+from vqct_plugin._torch import at_least_float32, exact_float32_products, in_func_transform, tracing, without_autocast
 
 __all__ = ["nearest"]
 
@@ -53,7 +53,7 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
     z, codes = at_least_float32(z.detach()), at_least_float32(codes.detach())
     if z.dtype != codes.dtype:
         z, codes = z.double(), codes.double()
-    if tracing() or transformed():
+    if tracing() or in_func_transform():
         return _nearest_at_once(z, codes, k)
     found: Tensor = _nearest(z, codes, k)
     return found
@@ -66,7 +66,7 @@ def nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
     the host's indices to the last bit. It goes by blocks of vectors; a block has the bits of the whole.
     """
     z, codes = z.detach(), codes.detach()
-    if tracing() or transformed():
+    if tracing() or in_func_transform():
         return _taming_scores(z, codes).argmin(dim=1)
     found: Tensor = _nearest_as_taming(z, codes)
     return found

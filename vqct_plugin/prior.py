@@ -135,7 +135,7 @@ class CodebookPrior:
         order = _sorted_order(words, part_of_speech, count)
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
-        edges, edge_count = _merged(place[edges], edge_count, n)
+        edges, edge_count = _merge_edges(place[edges], edge_count, n)
         values = {
             "words": tuple(map(words.__getitem__, order.tolist())),
             "part_of_speech": part_of_speech[order],
@@ -490,7 +490,7 @@ def _sorted_order(words: Sequence[str], part_of_speech: np.ndarray, count: np.nd
     return alphabetical[in_order]
 
 
-def _merged(edges: np.ndarray, edge_count: np.ndarray, n: int) -> Tuple[np.ndarray, np.ndarray]:
+def _merge_edges(edges: np.ndarray, edge_count: np.ndarray, n: int) -> Tuple[np.ndarray, np.ndarray]:
     """Each edge once, from the lower index to the higher, in order; the counts of repeated ones added."""
     if not edges.shape[1]:
         return edges, edge_count
@@ -514,7 +514,7 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
             raise PriorError(f"a safetensors file, but not a prior: its metadata has no {FORMAT!r}")
         if metadata[FORMAT].count('":') > 2 * _MOST_PROVENANCE:  # the keys, counted before a million are made
             raise PriorError(_MANY_VALUES)
-        header = _checked_header(_parsed(metadata[FORMAT]))
+        header = _checked_header(_parse_json(metadata[FORMAT]))
         arrays = {}
         present = list(opened.keys())
         for name, dtypes in _FILE_DTYPES.items():
@@ -527,7 +527,7 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
     return header, arrays
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

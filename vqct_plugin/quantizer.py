@@ -16,9 +16,9 @@ from vqct_plugin._torch import (
     at_least_float32,
     compiling,
     eager_before_2_4,
+    in_func_transform,
     is_fake,
     tracing,
-    transformed,
     without_autocast,
 )
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
@@ -195,11 +195,11 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
-        z_q, commitment, codebook, more, chosen = self._quantized(z)
+        z_q, commitment, codebook, more, chosen = self._quantize_map(z)
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
-        return z_q, loss if more is None else loss + more, (None, None, self._laid_out(chosen, z))
+        return z_q, loss if more is None else loss + more, (None, None, self._arrange_indices(chosen, z))
 
-    def _quantized(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+    def _quantize_map(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
         there are any, and indices (N, T)."""
         fingerprint = self._check_input(z)
@@ -213,7 +213,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
     def _one_by_one(self, z: Tensor) -> bool:
         """Whether the operations come one by one, each with its own gradient: where they differ from
         :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
-        return self._as_taming or not self._plain or compiling() or tracing() or transformed() or is_fake(z)
+        return self._as_taming or not self._plain or compiling() or tracing() or in_func_transform() or is_fake(z)
 
     def _quantized_one_by_one(
         self, z: Tensor, codes: Tensor
@@ -270,7 +270,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
             raise ValueError(f"gradient {name_of(self._gradient)} returned {got}; expected z_q, {tuple(q.shape)}")
         return z_q
 
-    def _laid_out(self, chosen: Tensor, z: Tensor) -> Tensor:
+    def _arrange_indices(self, chosen: Tensor, z: Tensor) -> Tensor:
         """Indices (N, T) as the caller gets them."""
         t, b = self.tokens_per_position, z.shape[0]
         positions = z.shape[1:-1] if self.channels_last else z.shape[2:]

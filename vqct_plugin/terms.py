@@ -112,7 +112,7 @@ def gradient_of(gradient: GradientLike) -> Gradient:
         if not callable(gradient) or isinstance(gradient, nn.Module):
             raise ValueError(f"gradient is {gradient!r}; expected {expected}")
         return gradient
-    found: Gradient = GRADIENTS[gradient] if gradient in GRADIENTS else imported(gradient, "gradient", expected)
+    found: Gradient = GRADIENTS[gradient] if gradient in GRADIENTS else import_by_name(gradient, "gradient", expected)
     return found
 
 
@@ -127,7 +127,7 @@ def loss_terms_of(terms: LossTermsLike) -> List[WeightedTerm]:
     for name, weight in terms.items():
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not abs(float(weight)) < float("inf"):
             raise ValueError(f"loss_terms gives {name} the weight {weight!r}; expected a number")
-        term: LossTerm = LOSS_TERMS[name] if name in LOSS_TERMS else imported(name, "loss_terms", expected)
+        term: LossTerm = LOSS_TERMS[name] if name in LOSS_TERMS else import_by_name(name, "loss_terms", expected)
         found.append(WeightedTerm(str(name), float(weight), term))
     return found
 
@@ -147,7 +147,7 @@ def record(function: Any) -> Any:
     if name in GRADIENTS or name in LOSS_TERMS:
         return name
     try:
-        found = imported(name, "", "")
+        found = import_by_name(name, "", "")
     except ValueError:
         found = None
     return name if found is function else {"given": name}
@@ -158,7 +158,7 @@ def was_given(recorded: Any) -> bool:
     return isinstance(recorded, Mapping) and "given" in recorded
 
 
-def imported(target: Any, option: str, expected: str) -> Callable[..., Any]:
+def import_by_name(target: Any, option: str, expected: str) -> Callable[..., Any]:
     """What ``package.module.name`` names.
 
     Raises:

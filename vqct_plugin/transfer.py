@@ -16,10 +16,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, transformed
+from vqct_plugin._torch import at_least_float32, in_func_transform
 from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
-from vqct_plugin.terms import imported
+from vqct_plugin.terms import import_by_name
 
 __all__ = ["ModuleTransfer"]
 
@@ -206,7 +206,7 @@ def build_transfer(
     refused rather than ignored.
     """
     if isinstance(transfer, Mapping) or (isinstance(transfer, str) and "." in transfer):
-        transfer = _imported(transfer)
+        transfer = _import_transfer(transfer)
     if isinstance(transfer, str) and transfer not in TRANSFERS:
         raise ValueError(f"unknown transfer {transfer!r}; expected {_EXPECTED}")
     if transfer == "graph":
@@ -225,14 +225,14 @@ def build_transfer(
     return ModuleTransfer(prior, code_dim, transfer)
 
 
-def _imported(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
+def _import_transfer(config: Union[str, Mapping[str, Any]]) -> Callable[..., Any]:
     """What ``{target: package.module.Class, params: {...}}`` of a YAML names, or the target alone."""
     if isinstance(config, str):
         config = {"target": config}
     target, params = config.get("target"), config.get("params") or {}
     if not isinstance(target, str) or not isinstance(params, Mapping) or set(config) - {"target", "params"}:
         raise ValueError(f"transfer is {dict(config)!r}; expected {{target: package.module.Class, params: {{...}}}}")
-    made = imported(target, "transfer", _EXPECTED)
+    made = import_by_name(target, "transfer", _EXPECTED)
     return functools.partial(made, **params)
 
 
@@ -240,7 +240,7 @@ def propagate(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) ->
     """``A~ · x`` (n, D) for the symmetric A~ in compressed rows."""
     weights = weights.to(x.dtype)
     # torch.func differentiates neither an autograd function of ours nor embedding_bag, and MPS lacks the latter
-    if transformed() or x.device.type == "mps":
+    if in_func_transform() or x.device.type == "mps":
         rows = torch.repeat_interleave(torch.arange(len(x), device=x.device), (offsets[1:] - offsets[:-1]).long())
         return torch.zeros_like(x).index_add(0, rows, weights.unsqueeze(1) * x[neighbors.long()])
     return Propagate.apply(x, neighbors, offsets, weights)

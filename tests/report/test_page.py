@@ -161,7 +161,13 @@ def test_each_reconstruction_has_its_psnr_and_the_error_maps_their_colors(page):
 def test_it_is_called_by_its_data_and_its_day(page):
     text = html.unescape(page.read_text(encoding="utf-8"))
     made = f"on Photographs (validation), {datetime.date.today().isoformat()}"
-    assert f"<title>stock and a<b>&\"' {made}: what the codes learned</title>" in text
+    figures = json.loads((page.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
+    labels = [f"{its['name']}, {its['bits']:,.0f} bits" for its in figures]
+    assert labels[0] == "stock, 96 bits"  # 16 positions of one of 64 codes
+    assert f"<title>{'; '.join(labels)} {made}: what the codes learned</title>" in text
+    columns = re.findall(r'<div class="head">(.*?)</div>', text)
+    assert [columns[1], columns[3]] == labels  # no reconstruction without its rate
+    assert f"<h3>{labels[1]}</h3>" in text.split('<section id="space">')[1]
     assert f'<p class="made">{made}</p>' in text
 
 
@@ -199,7 +205,7 @@ def test_no_path_of_this_machine_is_told(page, runs):
 def test_it_says_that_words_need_not_describe_and_what_chance_would_give(page):
     text = html.unescape(page.read_text(encoding="utf-8"))
     found = re.findall(
-        r"A word need not describe what is there.*?words, (\d+%) are .*? in (.*?); by chance it\s+would be (\d+%)",
+        r"A word need not describe what is there.*?codes: (\d+%) in\s+(.*?), where chance would keep (\d+%)\.",
         text,
         re.S,
     )

@@ -246,7 +246,7 @@ class _Piece(NamedTuple):
 def _pieces(path: PathLike) -> Tuple[str, List[_Piece], int]:
     """The corpus's name, its files, and how many files beside them are none of captions."""
     if str(path) == STANDARD_INPUT:
-        return STANDARD_INPUT, [_Piece(STANDARD_INPUT, "", None, lambda: _unclosed(sys.stdin.buffer))], 0
+        return STANDARD_INPUT, [_Piece(STANDARD_INPUT, "", None, lambda: _without_close(sys.stdin.buffer))], 0
     if "://" in str(path):
         return _pieces_of_address(str(path))
     if not str(path).strip():  # or the folder that one happens to be in would be read
@@ -359,7 +359,7 @@ class _Unclosed(io.RawIOBase):
         return len(piece)
 
 
-def _unclosed(stream: BinaryIO) -> BinaryIO:
+def _without_close(stream: BinaryIO) -> BinaryIO:
     return cast(BinaryIO, io.BufferedReader(_Unclosed(stream)))
 
 

@@ -42,7 +42,7 @@ class LanguageModel:
         self._model: Any = None
         import transformers  # seconds of import: only once something is to be loaded
 
-        with self._explained():
+        with self._explain_errors():
             self.config: Any = transformers.AutoConfig.from_pretrained(plm, **self._options)
             if _takes_no_text(self.config):
                 raise BuildError(f"language model {self.name!r} ({self.config.model_type}) has no text input")
@@ -52,7 +52,7 @@ class LanguageModel:
     def model(self) -> Any:
         """The model, read when it is first asked for: input embeddings need only its table."""
         if self._model is None:
-            with self._explained():
+            with self._explain_errors():
                 self._model = self._kind().from_pretrained(self._plm, **self._options).eval()
         return self._model
 
@@ -122,7 +122,7 @@ class LanguageModel:
         return projected if self.config.model_type == "clip_text_model" and projected else transformers.AutoModel
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except BuildError:

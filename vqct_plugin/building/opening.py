@@ -134,7 +134,7 @@ def unpack(stream: Ahead) -> Tuple[BinaryIO, bytes, bool]:
     head, packed = stream.peek(HEAD), False
     kind = next((kind for magic, kind in _COMPRESSED if head.startswith(magic)), None)
     if kind is not None:
-        stream, packed = Ahead(_decompressed(stream, kind), kind), True
+        stream, packed = Ahead(_open_decompressor(stream, kind), kind), True
         head = stream.peek(HEAD)
     what = next((what for pattern, what in _ELSE if re.match(pattern, head, re.DOTALL)), None)
     if what is not None:
@@ -161,7 +161,7 @@ def _encoding(head: bytes) -> Optional[str]:
     return None
 
 
-def _decompressed(stream: Any, kind: str) -> Any:
+def _open_decompressor(stream: Any, kind: str) -> Any:
     if kind == "gzip":
         return gzip.GzipFile(fileobj=stream)
     if kind == "bzip2":

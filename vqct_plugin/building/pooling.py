@@ -7,7 +7,7 @@ from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.language_model import LanguageModel
 
 
-def _weighted(states: Any) -> Any:
+def _average_weighted_by_position(states: Any) -> Any:
     import torch
 
     weights = torch.arange(1, states.shape[1] + 1, dtype=states.dtype, device=states.device)
@@ -20,7 +20,7 @@ POOLINGS: Dict[str, Tuple[str, Callable[[Any], Any]]] = {
     "max": ("maximum over tokens", lambda states: states.max(1).values),
     "mean": ("mean over tokens", lambda states: states.mean(1)),
     "mean_sqrt_len_tokens": ("sum over tokens by the root of their number", lambda s: s.sum(1) / s.shape[1] ** 0.5),
-    "weightedmean": ("mean over tokens, the later the heavier", _weighted),
+    "weightedmean": ("mean over tokens, the later the heavier", _average_weighted_by_position),
     "lasttoken": ("last token", lambda states: states[:, -1]),
 }
 _OLD_KEYS = {

@@ -144,7 +144,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     quiet = options.pop("quiet")
     try:
         options["max_words"] = _numbers(options["max_words"])
-        options["prompts"] = _named(options["prompts"], "prompts")
+        options["prompts"] = _parse_pairs(options["prompts"], "prompts")
         options["output"] = options["output"] or _output_of(options)
     except ValueError as error:
         parser.error(str(error))
@@ -189,12 +189,12 @@ def _numbers(texts: Optional[List[str]]) -> Union[int, Dict[str, int], None]:
     try:
         if len(texts) == 1 and "=" not in texts[0]:
             return int(texts[0])
-        return {part: int(number) for part, number in (_named(texts, "max-words") or {}).items()}
+        return {part: int(number) for part, number in (_parse_pairs(texts, "max-words") or {}).items()}
     except ValueError:
         raise ValueError(f"--max-words {' '.join(texts)}: expected a number, or PART=NUMBER for each part") from None
 
 
-def _named(texts: Optional[List[str]], flag: str) -> Optional[Dict[str, str]]:
+def _parse_pairs(texts: Optional[List[str]], flag: str) -> Optional[Dict[str, str]]:
     if texts is None:
         return None
     named: Dict[str, str] = {}

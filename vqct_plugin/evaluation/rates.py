@@ -49,6 +49,11 @@ def describe_rate(its: Any) -> str:
     return f"{its.tokens:,} tokens, {its.bits:,.0f} bits an image ({its.entropy:,.0f} by entropy)"
 
 
+def label_rate(its: Any) -> str:
+    """A run's name with its bits an image, for the title of a chart or a column: ``VQCT, 1,147 bits``."""
+    return f"{its.name}, {its.bits:,.0f} bits"
+
+
 def warn_of_rates(figures: Sequence[Any]) -> Optional[str]:
     """A sentence where runs spend different numbers of bits on an image; None where all spend alike.
 

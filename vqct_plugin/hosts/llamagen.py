@@ -33,9 +33,9 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
         self.recent = torch.full((65_536,), -1)
 
     def forward(self, z: Tensor) -> Any:
-        z_q, commitment, codebook, more, chosen = self._quantized(z)
+        z_q, commitment, codebook, more, chosen = self._quantize_map(z)
         codebook = codebook if more is None else codebook + more  # the host adds its terms up
-        indices = self._laid_out(chosen, z)
+        indices = self._arrange_indices(chosen, z)
         zero = torch.zeros_like(commitment)
         return z_q, (codebook, self.beta * commitment, zero, self._usage(indices)), (None, None, indices)
 

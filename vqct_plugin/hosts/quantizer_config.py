@@ -52,7 +52,7 @@ def build_quantizer(config: Config, for_host: Optional[str] = None, **host: Any)
     target, params, where = _parts(config)
     cls = _class(target, where)
     _check_host(cls, target, where, for_host, as_taming="sane_index_shape" in host)
-    params = _renamed(params, where)
+    params = _rename_to_ours(params, where)
     if "e_dim" in params and host.get("e_dim", params["e_dim"]) != params["e_dim"]:
         raise ValueError(
             f"{where} has embed_dim {params['e_dim']}, and the host {host['e_dim']}: the host's convolutions have to "
@@ -80,7 +80,7 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
                 f"{name} is {value!r}; it is an option of the host's own quantizer, and {target}, which {where} "
                 f"names, does not accept it: set {name}: false"
             )
-    return {"target": target, "params": {**options, **_renamed(params, where)}}
+    return {"target": target, "params": {**options, **_rename_to_ours(params, where)}}
 
 
 def take_model_options(config: Any) -> Tuple[Any, Dict[str, Any]]:
@@ -159,7 +159,7 @@ def _parts(config: Config) -> Tuple[str, Dict[str, Any], str]:
     return config["target"], dict(params), where
 
 
-def _renamed(params: Mapping[str, Any], where: str) -> Dict[str, Any]:
+def _rename_to_ours(params: Mapping[str, Any], where: str) -> Dict[str, Any]:
     """Params under the quantizer's own names."""
     for theirs, ours in _SAME.items():
         if theirs in params and ours in params:

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Uni
 from omegaconf import OmegaConf
 
 from vqct_plugin.evaluation.figures import RunFigures
-from vqct_plugin.evaluation.rates import warn_of_rates
+from vqct_plugin.evaluation.rates import label_rate, warn_of_rates
 from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.tables import format_latex, format_table, make_difference_rows, write_file
 from vqct_plugin.report.page import choose_images, make_report
@@ -113,7 +113,7 @@ def compare(
     originals = choose_images(trained[0], 8).images
     reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
     evaluations = {its.name: its for its in figures}
-    titles = {its.name: f"{its.name}, {its.bits:,.0f} bits" for its in figures}
+    titles = {its.name: label_rate(its) for its in figures}
     shown = {titles[name]: found for name, found in reconstructions.items()}
     figure = draw_comparison(originals, shown, {titles[name]: its for name, its in evaluations.items()})
     figure.savefig(picture, dpi=130)

@@ -11,6 +11,7 @@ from torch import Tensor
 from vqct_plugin._files import write_whole
 from vqct_plugin.evaluation.figures import RunFigures
 from vqct_plugin.evaluation.image_set import build_image_set, take_readable
+from vqct_plugin.evaluation.rates import label_rate
 from vqct_plugin.evaluation.runs import evaluate_runs
 from vqct_plugin.evaluation.shards import make_settings
 from vqct_plugin.report.curves import read_log
@@ -152,7 +153,7 @@ def make_report(
         content, [plane for its in sections["space"] for plane in its["planes"]]
     )  # JSON, in which nothing can end the script element
     text = templates.get_template("page.html").render(
-        title=" and ".join(its.name for its in figures),
+        title="; ".join(label_rate(its) for its in figures),
         made=" ".join([*([f"on {shown.data},"] if shown.data else []), date]),
         nav=nav,
         data=Markup(data),

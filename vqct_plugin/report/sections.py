@@ -10,7 +10,7 @@ from torch import Tensor
 from vqct_plugin._drawing import color_places, format_colors
 from vqct_plugin._version import __version__
 from vqct_plugin.evaluation.figures import RunFigures
-from vqct_plugin.evaluation.rates import describe_rate
+from vqct_plugin.evaluation.rates import describe_rate, label_rate
 from vqct_plugin.evaluation.tables import list_notes, make_difference_rows, make_rows
 from vqct_plugin.report import pictures
 from vqct_plugin.report.codespace import (
@@ -60,6 +60,11 @@ class ReportedRun(NamedTuple):
     @property
     def name(self) -> str:
         return self.figures.name
+
+    @property
+    def label(self) -> str:
+        """The name with the bits that the run spends on an image: no figure of it is read without them."""
+        return label_rate(self.figures)
 
 
 class Page:
@@ -165,11 +170,12 @@ def fill_reconstructions(page: Page) -> Dict[str, Any]:
     number = min(_EXAMPLES, len(page.images))
     places = [(2 * i + 1) * len(page.images) // (2 * number) for i in range(number)]
     of_models = {model.name: model.tokens.reconstructions[places] for model in page.models}
-    figure = pictures.draw_reconstructions(page.images[places], of_models)
+    labels = {model.name: model.label for model in page.models}
+    figure = pictures.draw_reconstructions(page.images[places], {labels[name]: of_models[name] for name in of_models})
     figure.savefig(page.folder / "reconstructions.png", dpi=DPI, facecolor="white")
     columns = ["original"]
     for name in of_models:
-        columns += [name, f"{name}: error"]
+        columns += [labels[name], f"{name}: error"]
     tiles = []
     for k, place in enumerate(places):
         original, of_what = page.images[place], page.names[place]
@@ -202,7 +208,7 @@ def fill_use(page: Page) -> List[Dict[str, Any]]:
                 page.draw(
                     f"use_{_make_slug(its.name)}_{part}",
                     f"{its.name}: {judge_usage(usage, part).sentence}",
-                    lambda dark, f=its, p=part, c=i: pictures.draw_use(f.name, p, f, c, dark),
+                    lambda dark, f=its, p=part, c=i: pictures.draw_use(label_rate(f), p, f, c, dark),
                 )
             )
     return charts
@@ -252,6 +258,7 @@ def fill_space(page: Page, model: ReportedRun, first: int = 0) -> Dict[str, Any]
     )
     return {
         "name": name,
+        "label": model.label,
         "charts": charts,
         "planes": every,
         "near": [
@@ -303,7 +310,7 @@ def fill_curves(page: Page) -> List[Dict[str, Any]]:
         found: Dict[str, Curve] = {}
         for i, model in enumerate(page.models):
             for label, curve in _select_curves(model, kind):
-                key = f"{model.name}, {label}" if label else model.name
+                key = f"{model.label}, {label}" if label else model.label
                 found[key] = curve
                 colors[key] = i
         if found:
