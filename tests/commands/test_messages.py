@@ -3,7 +3,10 @@
 import argparse
 import doctest
 import importlib
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -63,3 +66,17 @@ def test_changes_to_a_config_are_given_with_set_or_without():
     options = evaluate.evaluation_arguments(vars(evaluate.make_parser().parse_intermixed_args(words)))
     assert (options["runs"], options["base"], options["limit"]) == (["run"], ("x.yaml",), 3)
     assert options["overrides"] == ("c=2", "d=3", "f=5", "e=4", "a.b=1")
+
+
+@pytest.mark.parametrize(("command", "own"), [*((command, None) for command in COMMANDS), ("train", "ACTIVE")])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, own):
+    """Set before anything that a command's module imports can load torch, whose OpenMP reads it once."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    words = (
+        f"import vqct_plugin.commands.{command}, os, sys; print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", words], env={**environment, **({"OMP_WAIT_POLICY": own} if own else {})},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == [own or "PASSIVE", "False"]
