@@ -1,0 +1,328 @@
+"""Codebooks at equal bits a position: the same small VQ-VAE, the same batches, another codebook.
+
+    python benchmarks/codebooks.py --data ../shared/data --output codebooks.jsonl          # hours on two CPU cores
+    python benchmarks/codebooks.py --data ../shared/data --quick                           # a look in ten minutes
+    python benchmarks/codebooks.py --data ../shared/data --only EMA VQCT --rates 10        # a part of it
+    python benchmarks/codebooks.py --output codebooks.jsonl --report docs/results          # tables and pictures alone
+
+A position of the map costs the sum over the parts of log2 of their numbers of codes: 10 bits are one codebook of 1,024,
+14 bits one of 16,384, 18 bits two of 399 and 625 (17.9 bits); ``--rates`` also takes sizes, ``128+128`` or ``4096``.
+
+First each contestant tries its own small grid, one setting changed at a time from what its authors recommend, with one
+seed, and takes what is best on the validation photographs; then all are trained with three seeds, and the test
+photographs are looked at once, at the end of those runs. ``--no-grid`` leaves the first part out. Settings, grids and
+sources are in benchmarks/codebooks_contestants.py.
+
+Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of EfficientNet-Lite0
+(which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs), training seconds. The
+ceiling is the same model without quantization.
+
+Every finished run is a line of --output; the same command goes on where it was stopped. The folder --data holds
+photographs/ and bsds500/, see benchmarks/README.md.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parent))
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from codebooks_contestants import CONTESTANTS, Settings, parameters_of, set_progress
+from codebooks_data import Crops, Features, cut_tiles, frechet_distance, split_of, to_tensor
+from codebooks_tables import report
+from torch import Tensor
+
+RATES = {"10": (1024,), "14": (16384,), "18": (399, 625)}
+CEILING = "no quantization"
+
+
+class Job(NamedTuple):
+    """One run: who, how, at which sizes, with which seed, and whether the test photographs are looked at."""
+
+    name: str
+    settings: Settings
+    sizes: Tuple[int, ...]
+    seed: int
+    final: bool
+    steps: int
+    batch: int
+    side: int
+    data: str
+    tiles: int
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps([*self], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(8, channels), nn.SiLU(), nn.Conv2d(channels, channels, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class Autoencoder(nn.Module):
+    """About half a million weights, one position for 8 x 8 pixels, no attention, no discriminator."""
+
+    CHANNELS = 64
+
+    def __init__(self, width: int = 64, wide: int = 96) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.PixelUnshuffle(4), nn.Conv2d(48, width, 3, padding=1), Block(width),
+            nn.Conv2d(width, wide, 4, stride=2, padding=1), Block(wide), nn.GroupNorm(8, wide), nn.SiLU(),
+            nn.Conv2d(wide, self.CHANNELS, 1),
+        )  # fmt: skip
+        self.decoder = nn.Sequential(
+            nn.Conv2d(self.CHANNELS, wide, 3, padding=1), Block(wide),
+            nn.Conv2d(wide, 4 * width, 1), nn.PixelShuffle(2), Block(width), nn.GroupNorm(8, width), nn.SiLU(),
+            nn.Conv2d(width, 48, 3, padding=1), nn.PixelShuffle(4),
+        )  # fmt: skip
+
+
+class Identity(nn.Module):
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+        return z, z.new_zeros(()), None
+
+
+def make_quantizer(job: Job) -> nn.Module:
+    if job.name == CEILING:
+        return Identity()
+    contestant = CONTESTANTS[job.name]
+    settings = {**contestant.recommended, **job.settings}
+    return contestant.make(list(job.sizes), Autoencoder.CHANNELS, job.seed, **settings)
+
+
+def run(job: Job) -> Dict[str, Any]:
+    """Train and judge."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = Path(job.data)
+    torch.manual_seed(job.seed)
+    model = Autoencoder().to(device)  # before the quantizer: the same for all with this seed
+    quantizer = make_quantizer(job).to(device)
+    rate = {**(CONTESTANTS[job.name].recommended if job.name in CONTESTANTS else {}), **job.settings}.get("rate", 1.0)
+    highest = 4e-4
+    groups = [{"params": list(model.parameters()), "lr": highest}]
+    learned = parameters_of(quantizer)
+    if learned:
+        groups.append({"params": learned, "lr": highest * rate})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: annealed(step / job.steps))
+    crops = Crops(split_of(data, "train"), job.side, job.seed)
+    torch.manual_seed(job.seed)
+    model.train(), quantizer.train()
+    begin = time.perf_counter()
+    for step, x in enumerate(crops.batches(job.batch, job.steps)):
+        set_progress(quantizer, step / job.steps)
+        x = x.to(device)
+        z_q, loss, _ = quantizer(model.encoder(x))
+        total = F.mse_loss(model.decoder(z_q), x) + loss
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    seconds = time.perf_counter() - begin
+    model.eval(), quantizer.eval()
+    result = {**job._asdict(), "key": job.key, "seconds": seconds, "loss": float(total.detach())}
+    result["data"] = data.name
+    for split in ("validation", "test") if job.final else ("validation",):
+        result[split] = judge(model, quantizer, job, data, split, with_features=job.final)
+    return result
+
+
+def annealed(progress: float) -> float:
+    """The rate: up over the first twentieth, then down to a hundredth along a cosine."""
+    if progress < 0.05:
+        return 0.05 + 0.95 * progress / 0.05
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (progress - 0.05) / 0.95))
+
+
+@torch.no_grad()
+def judge(
+    model: Autoencoder, quantizer: nn.Module, job: Job, data: Path, split: str, with_features: bool
+) -> Dict[str, Any]:
+    """The figures of a whole split, in tiles of twice the side of the crops."""
+    from vqct_plugin.evaluation.images import measure
+
+    device = next(model.parameters()).device
+    tiles = cut_tiles(split_of(data, split), 2 * job.side, job.tiles)
+    features = Features() if with_features else None
+    of_images: Dict[str, List[float]] = {"psnr": [], "ssim": []}
+    of_originals, of_results, chosen = [], [], []
+    for part in tiles.split(64):
+        x = to_tensor(part).to(device)
+        z_q, _, indices = quantizer(model.encoder(x))
+        y = model.decoder(z_q).clamp(-1, 1)
+        for name, values in measure(x.cpu(), y.cpu()).items():
+            of_images.setdefault(name, []).extend(values)
+        if features is not None:
+            of_originals.append(features(x.cpu()))
+            of_results.append(features(y.cpu()))
+        if indices is not None:
+            chosen.append(indices.reshape(-1, indices.shape[-1]).cpu())
+    figures: Dict[str, Any] = {name: sum(values) / len(values) for name, values in of_images.items()}
+    figures["tiles"] = len(tiles)
+    if features is not None:
+        figures["frechet"] = frechet_distance(torch.cat(of_originals), torch.cat(of_results))
+    if chosen:
+        figures.update(count_use(torch.cat(chosen), job.sizes))
+    return figures
+
+
+def count_use(indices: Tensor, sizes: Sequence[int]) -> Dict[str, Any]:
+    """Of indices (N, parts): codes in use, perplexity and bits of each part, and the bits of the parts together."""
+    counts = [torch.bincount(indices[:, i], minlength=n) for i, n in enumerate(sizes)]
+    pairs = torch.unique(indices, dim=0, return_counts=True)[1]
+    bits = [_entropy(c) for c in counts]
+    return {
+        "in_use": [int((c > 0).sum()) for c in counts],
+        "perplexity": [2**b for b in bits],
+        "bits": sum(bits),
+        "joint_bits": _entropy(pairs),
+        "positions": len(indices),
+    }
+
+
+def _entropy(counts: Tensor) -> float:
+    p = counts[counts > 0].double() / counts.sum()
+    return float(-(p * p.log2()).sum())
+
+
+# The queue.
+
+
+def sizes_of(rate: str) -> Tuple[int, ...]:
+    return RATES[rate] if rate in RATES else tuple(int(n) for n in rate.split("+"))
+
+
+def list_grid(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Iterator[Job]:
+    for rate in options.rates:
+        for name in options.only:
+            for settings in ({}, *CONTESTANTS[name].grid) if name in CONTESTANTS else ():
+                yield make_job(name, settings, rate, options.seeds[0], False, options)
+
+
+def choose(name: str, rate: str, options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Settings:
+    """The setting of the grid that is best on the validation photographs; the recommended one where there is no grid."""
+    if not options.grid or name not in CONTESTANTS:
+        return {}
+    tried = [make_job(name, s, rate, options.seeds[0], False, options) for s in ({}, *CONTESTANTS[name].grid)]
+    found = [(done[job.key]["validation"]["psnr"], -i) for i, job in enumerate(tried) if job.key in done]
+    return tried[-max(found)[1]].settings if found else {}
+
+
+def list_final(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Iterator[Job]:
+    for seed in options.seeds:
+        for rate in options.rates:
+            for name in options.only:
+                if name == CEILING and rate != options.rates[0]:
+                    continue
+                yield make_job(name, choose(name, rate, options, done), rate, seed, True, options)
+
+
+def make_job(name: str, settings: Settings, rate: str, seed: int, final: bool, options: argparse.Namespace) -> Job:
+    sizes = () if name == CEILING else sizes_of(rate)
+    return Job(
+        name, dict(settings), sizes, seed, final, options.steps, options.batch, options.side, str(options.data),
+        options.tiles,
+    )  # fmt: skip
+
+
+def read_lines(file: Path) -> Dict[str, Dict[str, Any]]:
+    """Finished runs by key; a last line that was cut off is left out."""
+    done = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        done[row["key"]] = row
+    return done
+
+
+def work(jobs: Sequence[Job], options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> None:
+    """Run what is not done yet, in --workers processes, and keep each line as it comes."""
+    jobs = _not_done(jobs, done)
+    if not jobs:
+        return
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    begin = time.perf_counter()
+    with multiprocessing.get_context("spawn").Pool(min(options.workers, len(jobs)), _begin_worker) as pool:
+        for i, row in enumerate(pool.imap_unordered(run, jobs), 1):
+            done[row["key"]] = row
+            with options.output.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+            what = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
+            taken = time.perf_counter() - begin
+            print(
+                f"{i} of {len(jobs)}: {row['name']}{f' ({what})' if what else ''}, {'+'.join(map(str, row['sizes']))} "
+                f"codes, seed {row['seed']}: {row['validation']['psnr']:.2f} dB ({taken / 60:.0f} minutes, "
+                f"{taken / 60 / i * (len(jobs) - i):.0f} to go)",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _not_done(jobs: Sequence[Job], done: Dict[str, Dict[str, Any]]) -> List[Job]:
+    return [job for key, job in {job.key: job for job in jobs}.items() if key not in done]
+
+
+def _begin_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def parse_options(arguments: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [CEILING, *CONTESTANTS]
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder of the photographs")
+    parser.add_argument("--output", type=Path, default=Path("codebooks.jsonl"), help="a line a run (codebooks.jsonl)")
+    parser.add_argument("--only", nargs="+", choices=names, default=None, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--rates", nargs="+", default=None, help="bits a position (10 14 18), or sizes: 4096, 128+128")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--side", type=int, default=48, help="of the crops to train on; tiles are twice as wide")
+    parser.add_argument("--tiles", type=int, default=4, help="of a photograph, at most")
+    parser.add_argument("--no-grid", dest="grid", action="store_false", help="recommended settings alone")
+    parser.add_argument("--quick", action="store_true", help="one rate, one seed, few steps, no grid")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
+    parser.add_argument("--report", type=Path, help="only write tables and pictures of what is done, into this folder")
+    options = parser.parse_args(arguments)
+    options.only = options.only or names
+    options.rates = options.rates or (["10"] if options.quick else [*RATES])
+    if options.quick:
+        options.steps, options.seeds, options.grid, options.tiles = 150, [0], False, 1
+    return options
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> Dict[str, Dict[str, Any]]:
+    options = parse_options(arguments)
+    done = read_lines(options.output)
+    if options.report is None:
+        if options.grid:
+            work([*list_grid(options, done)], options, done)
+        work([*list_final(options, done)], options, done)
+    final = [job for job in list_final(options, done) if job.key in done]
+    print(report([done[job.key] for job in final], options.report))
+    return done
+
+
+if __name__ == "__main__":
+    main()

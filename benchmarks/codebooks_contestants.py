@@ -1,0 +1,394 @@
+"""What benchmarks/codebooks.py compares: codebooks at equal bits, each with the settings its authors recommend.
+
+Every quantizer here is called with z (B, C, H, W) and returns z_q, a loss, and indices (B, H, W, parts), each counted
+from 0 within its part.
+"""
+
+import math
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from vqct_plugin import CodebookPrior, CodebookTransferQuantizer
+from vqct_plugin.lookup import nearest
+from vqct_plugin.terms import rotation, straight_through
+
+Settings = Dict[str, Any]
+
+
+class Contestant(NamedTuple):
+    """A way to have a codebook.
+
+    Attributes:
+        make: ``make(sizes, channels, seed, **settings)``: a quantizer with so many codes in each part, and so many
+            channels in all.
+        recommended: settings, and who recommends them.
+        source: where.
+        grid: what is tried instead, one at a time, and chosen from on the validation part.
+    """
+
+    make: Callable[..., nn.Module]
+    recommended: Settings
+    source: str
+    grid: Sequence[Settings] = ()
+    of_words: bool = False
+
+
+class Parts(nn.Module):
+    """A quantizer for each part of the channels, side by side: a product codebook where there are several."""
+
+    def __init__(self, quantizers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.quantizers = nn.ModuleList(quantizers)
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        results = [q(part) for q, part in zip(self.quantizers, z.chunk(len(self.quantizers), dim=1))]
+        z_q, losses, indices = zip(*results)
+        return torch.cat(z_q, dim=1), torch.stack([loss.reshape(()) for loss in losses]).sum(), torch.stack(indices, -1)
+
+
+class Table(nn.Module):
+    """A learned table with taming's start and loss: the base of the peers that are a few lines of their own."""
+
+    def __init__(self, n: int, dim: int, beta: float = 0.25, legacy: bool = True, **others: Any) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(n, dim).uniform_(-1 / n, 1 / n))
+        self.weights = (1.0, beta) if legacy else (beta, 1.0)  # of what pulls z, of what pulls the codes
+        self.begin(**others)
+
+    def begin(self) -> None:
+        pass
+
+    def codes(self) -> Tensor:
+        return self.table
+
+    def gradient(self, z: Tensor, q: Tensor) -> Tensor:
+        return straight_through(z, q)
+
+    def more(self, z: Tensor, codes: Tensor) -> Any:
+        return 0.0
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        flat = z.permute(0, 2, 3, 1)
+        rows, codes = flat.reshape(-1, flat.shape[-1]), self.codes()
+        with torch.no_grad():
+            indices = nearest(rows, codes)[:, 0]
+        q = codes[indices].view(flat.shape)
+        loss = self.weights[0] * F.mse_loss(flat, q.detach()) + self.weights[1] * F.mse_loss(q, flat.detach())
+        z_q = self.gradient(flat, q).permute(0, 3, 1, 2)
+        return z_q, loss + self.more(rows, codes), indices.view(flat.shape[:-1])
+
+
+class RotatedTable(Table):
+    def gradient(self, z: Tensor, q: Tensor) -> Tensor:
+        return rotation(z, q)
+
+
+class WassersteinTable(Table):
+    """Adds gamma times the squared 2-Wasserstein distance between Gaussians of z and of the codes."""
+
+    def begin(self, gamma: float = 0.5) -> None:
+        self.gamma = gamma
+
+    def more(self, z: Tensor, codes: Tensor) -> Tensor:
+        z = z.detach()
+        a, b = (x - x.mean(0) for x in (z, codes))
+        of_z, of_codes = (x.t() @ x / len(x) + 1e-5 * torch.eye(x.shape[1], device=x.device) for x in (a, b))
+        values, vectors = torch.linalg.eigh(of_z)
+        root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.t()
+        cross = torch.linalg.eigvalsh(root @ of_codes @ root).clamp_min(1e-10).sqrt().sum()
+        squared = ((z.mean(0) - codes.mean(0)) ** 2).sum() + of_z.trace() + of_codes.trace() - 2 * cross
+        return self.gamma * squared / z.shape[1]
+
+
+class IndexBackpropagation(Table):
+    """IBQ: a softmax over all codes, made one-hot straight through, so that every code has a gradient."""
+
+    def begin(self, entropy: float = 0.05, temperature: float = 0.01) -> None:
+        self.entropy, self.temperature = entropy, temperature
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        flat = z.permute(0, 2, 3, 1)
+        rows = flat.reshape(-1, flat.shape[-1])
+        logits = rows @ self.table.t()
+        soft = logits.softmax(1)
+        indices = logits.argmax(1)
+        hard = F.one_hot(indices, len(self.table)).to(soft.dtype)
+        one_hot = hard + soft - soft.detach()
+        q = (one_hot @ self.table).view(flat.shape)
+        hard_q = self.table[indices].view(flat.shape)
+        loss = F.mse_loss(hard_q, flat) + self.weights[1] * F.mse_loss(hard_q.detach(), flat)
+        loss = loss + F.mse_loss(hard_q, flat.detach())
+        sharp = (logits / self.temperature).softmax(1)
+        mean = sharp.mean(0)
+        one = -(sharp * sharp.clamp_min(1e-10).log()).sum(1).mean()
+        loss = loss + self.entropy * (one + (mean * mean.clamp_min(1e-10).log()).sum())
+        return q.permute(0, 3, 1, 2), loss, indices.view(flat.shape[:-1])
+
+
+class Averages(nn.Module):
+    """Codes as moving averages of the vectors that chose them, of which each step passes a part to related codes.
+
+    With counts n and sums s of a step's vectors, ``n' = (1 - a) n + a P^T n`` and likewise s, P (K, K) the relatives of
+    each code with rows that sum to 1; ``N = d N + (1 - d) n'``, ``M`` likewise, and the codes are ``M / N``. a falls from
+    ``flow`` to 0 over ``until`` of the training.
+
+    Args:
+        relatives: (K, r) int64, or None for no flow.
+        decay: d.
+        restart: a code chosen less than this times as often as the average code jumps to a vector of the batch; 0 for
+            never.
+        patience: with what count it begins there, in those of the average code.
+    """
+
+    def __init__(
+        self, n: int, dim: int, relatives: Optional[Tensor] = None, flow: float = 0.5, until: float = 0.6,
+        decay: float = 0.99, commitment: float = 1.0, restart: float = 0.0, patience: float = 0.1, rotate: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.register_buffer("counts", torch.ones(n))
+        self.register_buffer("sums", torch.randn(n, dim) * dim**-0.5)
+        self.register_buffer("begun", torch.tensor(False))
+        self.relatives, self.flow, self.until = relatives, flow, until
+        self.decay, self.commitment, self.rotate = decay, commitment, rotate
+        self.restart, self.patience = restart, patience
+        self.progress = 0.0
+
+    def codes(self) -> Tensor:
+        return self.sums / self.counts.clamp_min(1e-6).unsqueeze(1)
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        flat = z.permute(0, 2, 3, 1)
+        rows = flat.reshape(-1, flat.shape[-1])
+        with torch.no_grad():
+            if self.training and not self.begun:
+                self.sums.copy_(rows[torch.randint(len(rows), (len(self.counts),))] + 1e-3 * torch.randn_like(self.sums))
+                self.begun.fill_(True)
+            codes = self.codes()
+            indices = nearest(rows, codes)[:, 0]
+            if self.training:
+                self._learn(rows.detach(), indices)
+        q = codes[indices].view(flat.shape)
+        z_q = (rotation if self.rotate else straight_through)(flat, q)
+        return z_q.permute(0, 3, 1, 2), self.commitment * F.mse_loss(flat, q), indices.view(flat.shape[:-1])
+
+    def _learn(self, rows: Tensor, indices: Tensor) -> None:
+        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(rows[:, 0]))
+        sums = torch.zeros_like(self.sums).index_add_(0, indices, rows)
+        a = self.flow * max(0.0, 1 - self.progress / self.until)
+        if self.relatives is not None and a > 0:
+            counts = (1 - a) * counts + a * _flow(counts.unsqueeze(1), self.relatives)[:, 0]
+            sums = (1 - a) * sums + a * _flow(sums, self.relatives)
+        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
+        if self.restart > 0:
+            average = self.counts.mean()
+            dead = (self.counts < self.restart * average).nonzero()[:, 0]
+            if len(dead):
+                self.counts[dead] = self.patience * average
+                self.sums[dead] = rows[torch.randint(len(rows), (len(dead),))] * (self.patience * average)
+
+
+def _flow(x: Tensor, relatives: Tensor) -> Tensor:
+    """``P^T x``: what each row gives in equal shares to its relatives."""
+    n, r = relatives.shape
+    return torch.zeros_like(x).index_add_(0, relatives.reshape(-1), (x / r).repeat_interleave(r, dim=0))
+
+
+class Learned(nn.Module):
+    """Of vector-quantize-pytorch, with this file's contract."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        z_q, indices, loss = self.quantizer(z)
+        return z_q, loss.sum(), indices
+
+
+class Transferred(nn.Module):
+    """Ours, with this file's contract."""
+
+    def __init__(self, quantizer: CodebookTransferQuantizer, sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.register_buffer("offsets", torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()]))
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        z_q, loss, (_, _, indices) = self.quantizer(z)
+        indices = indices.reshape(len(z), -1, *z.shape[2:]).permute(0, 2, 3, 1)
+        return z_q, loss, indices - self.offsets
+
+
+# The words.
+
+
+def words_of(sizes: Sequence[int], prior: Optional[str] = None) -> CodebookPrior:
+    """As many words as there are codes: of both parts of speech, or of all together where there is one part."""
+    whole = CodebookPrior.load(prior or "default")
+    if len(sizes) == 1:
+        return whole.select(sizes[0])
+    return whole.select(dict(zip(whole.parts, sizes)))
+
+
+def changed(prior: CodebookPrior, how: str, seed: int) -> CodebookPrior:
+    """A control's prior: ``random`` vectors of the words' own mean and covariance, or words ``permuted`` against the
+    graph."""
+    vectors, rng = prior.vectors.astype(np.float32), np.random.default_rng(seed)
+    if how == "random":
+        factor = np.linalg.svd((vectors - vectors.mean(0)) / math.sqrt(len(vectors)), full_matrices=False)
+        drawn = rng.standard_normal((len(vectors), len(factor[1]))) * factor[1] @ factor[2] + vectors.mean(0)
+        vectors = drawn.astype(np.float32)
+    elif how == "permuted":
+        vectors = vectors[rng.permutation(len(vectors))]
+    return CodebookPrior(
+        prior.words, prior.part_of_speech, prior.count, vectors.astype(np.float16), prior.edges, prior.edge_count,
+        parts=prior.parts,
+    )  # fmt: skip
+
+
+def relatives_of(vectors: np.ndarray, number: int) -> Tensor:
+    """(n, number) int64: the nearest words by cosine."""
+    x = torch.from_numpy(vectors.astype(np.float32))
+    x = F.normalize(x - x.mean(0), dim=1)
+    found = []
+    for block in x.split(1024):
+        scores = block @ x.t()
+        scores[torch.arange(len(block)), torch.arange(len(block)) + sum(map(len, found))] = -2
+        found.append(scores.topk(number).indices)
+    return torch.cat(found)
+
+
+# How each is made.
+
+
+def _of_tables(kind: Any) -> Callable[..., nn.Module]:
+    def make(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+        settings.pop("rate", None)
+        return Parts([kind(n, channels // len(sizes), **settings) for n in sizes])
+
+    return make
+
+
+def make_learned(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+    from vector_quantize_pytorch import VectorQuantize
+
+    settings.pop("rate", None)
+    dim = channels // len(sizes)
+    return Parts([Learned(VectorQuantize(dim, n, accept_image_fmap=True, **settings)) for n in sizes])
+
+
+def make_simvq(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+    from vector_quantize_pytorch import SimVQ
+
+    settings.pop("rate", None)
+    dim = channels // len(sizes)
+    return Parts([Learned(SimVQ(dim, n, channel_first=True, **settings)) for n in sizes])
+
+
+def make_transferred(
+    sizes: Sequence[int], channels: int, seed: int, control: str = "", centered: bool = False, **settings: Any
+) -> nn.Module:
+    settings.pop("rate", None)
+    prior = words_of(sizes)
+    if control:
+        prior = changed(prior, control, seed)
+    if centered:
+        vectors = prior.vectors.astype(np.float32) - prior.vectors.astype(np.float32).mean(0)
+        vectors *= math.sqrt(vectors.shape[1]) / np.linalg.norm(vectors, axis=1, keepdims=True)
+        prior = CodebookPrior(
+            prior.words, prior.part_of_speech, prior.count, vectors.astype(np.float16), prior.edges, prior.edge_count,
+            parts=prior.parts,
+        )  # fmt: skip
+    parts = "joint" if len(sizes) == 1 else prior.parts
+    quantizer = CodebookTransferQuantizer(len(prior), channels, prior=prior, parts_of_speech=parts, **settings)
+    return Transferred(quantizer, sizes)
+
+
+def make_averages(
+    sizes: Sequence[int], channels: int, seed: int, relatives: int = 8, shuffled: bool = False, **settings: Any
+) -> nn.Module:
+    """``relatives`` 0: no flow."""
+    settings.pop("rate", None)
+    prior = words_of(sizes)
+    quantizers = []
+    for part in range(len(sizes)):
+        vectors = prior.vectors if len(sizes) == 1 else prior.vectors[prior.part_of_speech == part]
+        if shuffled:
+            vectors = vectors[np.random.default_rng(seed).permutation(len(vectors))]
+        near = relatives_of(vectors, relatives) if relatives else None
+        quantizers.append(Averages(len(vectors), channels // len(sizes), near, **settings))
+    return Parts(quantizers)
+
+
+_EMA = {"kmeans_init": True, "decay": 0.8, "threshold_ema_dead_code": 2, "rotation_trick": False}
+_AVERAGES = {"decay": 0.99, "commitment": 1.0}
+#: the same small grid for all that learn by gradient: the rate of the codebook against the network's
+_RATES: List[Settings] = [{"rate": 0.3}, {"rate": 3.0}]
+
+CONTESTANTS: Dict[str, Contestant] = {
+    "stock": Contestant(_of_tables(Table), {}, "taming-transformers' configs", [*_RATES, {"legacy": False}]),
+    "rotation": Contestant(
+        _of_tables(RotatedTable), {"legacy": False}, "Fifty et al. 2024", [*_RATES, {"legacy": True}]
+    ),
+    "EMA": Contestant(
+        make_learned, _EMA, "vector-quantize-pytorch's README: k-means start, threshold 2",
+        [{"decay": 0.95}, {"commitment_weight": 0.25}, {"threshold_ema_dead_code": 0.1}],
+    ),
+    "EMA, rotation": Contestant(
+        make_learned, {**_EMA, "rotation_trick": True}, "vector-quantize-pytorch's default gradient",
+        [{"decay": 0.95}, {"commitment_weight": 0.25}, {"threshold_ema_dead_code": 0.1}],
+    ),
+    "SimVQ": Contestant(
+        make_simvq, {"rotation_trick": False}, "Zhu et al. 2024", [*_RATES, {"rotation_trick": True}]
+    ),
+    "DiVeQ": Contestant(
+        make_learned, {"directional_reparam": True, "commitment_weight": 0.0}, "vector-quantize-pytorch's README",
+        [*_RATES, {"directional_reparam_variance": 1e-3}],
+    ),
+    "Wasserstein": Contestant(_of_tables(WassersteinTable), {"gamma": 0.5}, "Fang et al. 2025", [*_RATES, {"gamma": 0.1}]),
+    "IBQ": Contestant(_of_tables(IndexBackpropagation), {}, "Shi et al. 2024", [*_RATES, {"entropy": 0.0}]),
+    "VQCT": Contestant(make_transferred, {}, "the paper", [*_RATES, {"legacy": False}], True),
+    "VQCT, random vectors": Contestant(make_transferred, {"control": "random"}, "control", [], True),
+    "VQCT, permuted words": Contestant(make_transferred, {"control": "permuted"}, "control", [], True),
+    "VQCT, centered, legacy off": Contestant(
+        make_transferred, {"centered": True, "legacy": False}, "idea 1", [*_RATES, {"dropout": 0.0}], True
+    ),
+    "VQCT, centered, rotation": Contestant(
+        make_transferred, {"centered": True, "legacy": False, "gradient": "rotation"}, "idea 2",
+        [*_RATES, {"dropout": 0.0}], True,
+    ),
+    "averages": Contestant(
+        make_averages, {**_AVERAGES, "relatives": 0, "restart": 0.05}, "control of idea 8: no words",
+        [{"decay": 0.95}, {"patience": 1.0}], True,
+    ),
+    "averages, rotation": Contestant(
+        make_averages, {**_AVERAGES, "relatives": 0, "restart": 0.05, "rotate": True}, "control of idea 8: no words",
+        [{"decay": 0.95}, {"patience": 1.0}], True,
+    ),
+    "words' averages": Contestant(
+        make_averages, _AVERAGES, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"flow": 0.25}], True
+    ),
+    "words' averages, rotation": Contestant(
+        make_averages, {**_AVERAGES, "rotate": True}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"flow": 0.25}], True
+    ),
+    "words' averages, shuffled": Contestant(
+        make_averages, {**_AVERAGES, "shuffled": True}, "control of idea 8: the words shuffled", [], True
+    ),
+}  # fmt: skip
+
+
+def parameters_of(quantizer: nn.Module) -> List[nn.Parameter]:
+    return [p for p in quantizer.parameters() if p.requires_grad]
+
+
+def set_progress(quantizer: nn.Module, progress: float) -> None:
+    """Tell the quantizers that follow a schedule how far the training is, from 0 to 1."""
+    for module in quantizer.modules():
+        if isinstance(module, Averages):
+            module.progress = progress
