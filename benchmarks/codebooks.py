@@ -13,8 +13,8 @@ seed, and takes what is best on the validation photographs; then all are trained
 photographs are looked at once, at the end of those runs. ``--no-grid`` leaves the first part out. Settings, grids and
 sources are in benchmarks/codebooks_contestants.py.
 
-Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of EfficientNet-Lite0
-(which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs), training seconds. The
+Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
+EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs), training seconds. The
 ceiling is the same model without quantization.
 
 Every finished run is a line of --output; the same command goes on where it was stopped. The folder --data holds
@@ -38,7 +38,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from codebooks_contestants import CONTESTANTS, Settings, parameters_of, set_progress
+from codebooks_contestants import CONTESTANTS, Settings, parameters_of
 from codebooks_data import Crops, Features, cut_tiles, frechet_distance, split_of, to_tensor
 from codebooks_tables import report
 from torch import Tensor
@@ -107,7 +107,7 @@ def make_quantizer(job: Job) -> nn.Module:
         return Identity()
     contestant = CONTESTANTS[job.name]
     settings = {**contestant.recommended, **job.settings}
-    return contestant.make(list(job.sizes), Autoencoder.CHANNELS, job.seed, **settings)
+    return contestant.make(list(job.sizes), Autoencoder.CHANNELS, job.seed, job.steps, **settings)
 
 
 def run(job: Job) -> Dict[str, Any]:
@@ -129,8 +129,7 @@ def run(job: Job) -> Dict[str, Any]:
     torch.manual_seed(job.seed)
     model.train(), quantizer.train()
     begin = time.perf_counter()
-    for step, x in enumerate(crops.batches(job.batch, job.steps)):
-        set_progress(quantizer, step / job.steps)
+    for x in crops.batches(job.batch, job.steps):
         x = x.to(device)
         z_q, loss, _ = quantizer(model.encoder(x))
         total = F.mse_loss(model.decoder(z_q), x) + loss
@@ -220,7 +219,7 @@ def list_grid(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> I
 
 
 def choose(name: str, rate: str, options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Settings:
-    """The setting of the grid that is best on the validation photographs; the recommended one where there is no grid."""
+    """The setting of the grid that is best on the validation photographs; the recommended one where there is none."""
     if not options.grid or name not in CONTESTANTS:
         return {}
     tried = [make_job(name, s, rate, options.seeds[0], False, options) for s in ({}, *CONTESTANTS[name].grid)]

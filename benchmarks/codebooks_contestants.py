@@ -24,7 +24,7 @@ class Contestant(NamedTuple):
     """A way to have a codebook.
 
     Attributes:
-        make: ``make(sizes, channels, seed, **settings)``: a quantizer with so many codes in each part, and so many
+        make: ``make(sizes, channels, seed, steps, **settings)``: a quantizer with so many codes in each part, and so many
             channels in all.
         recommended: settings, and who recommends them.
         source: where.
@@ -130,75 +130,6 @@ class IndexBackpropagation(Table):
         return q.permute(0, 3, 1, 2), loss, indices.view(flat.shape[:-1])
 
 
-class Averages(nn.Module):
-    """Codes as moving averages of the vectors that chose them, of which each step passes a part to related codes.
-
-    With counts n and sums s of a step's vectors, ``n' = (1 - a) n + a P^T n`` and likewise s, P (K, K) the relatives of
-    each code with rows that sum to 1; ``N = d N + (1 - d) n'``, ``M`` likewise, and the codes are ``M / N``. a falls from
-    ``flow`` to 0 over ``until`` of the training.
-
-    Args:
-        relatives: (K, r) int64, or None for no flow.
-        decay: d.
-        restart: a code chosen less than this times as often as the average code jumps to a vector of the batch; 0 for
-            never.
-        patience: with what count it begins there, in those of the average code.
-    """
-
-    def __init__(
-        self, n: int, dim: int, relatives: Optional[Tensor] = None, flow: float = 0.5, until: float = 0.6,
-        decay: float = 0.99, commitment: float = 1.0, restart: float = 0.0, patience: float = 0.1, rotate: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.register_buffer("counts", torch.ones(n))
-        self.register_buffer("sums", torch.randn(n, dim) * dim**-0.5)
-        self.register_buffer("begun", torch.tensor(False))
-        self.relatives, self.flow, self.until = relatives, flow, until
-        self.decay, self.commitment, self.rotate = decay, commitment, rotate
-        self.restart, self.patience = restart, patience
-        self.progress = 0.0
-
-    def codes(self) -> Tensor:
-        return self.sums / self.counts.clamp_min(1e-6).unsqueeze(1)
-
-    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        flat = z.permute(0, 2, 3, 1)
-        rows = flat.reshape(-1, flat.shape[-1])
-        with torch.no_grad():
-            if self.training and not self.begun:
-                self.sums.copy_(rows[torch.randint(len(rows), (len(self.counts),))] + 1e-3 * torch.randn_like(self.sums))
-                self.begun.fill_(True)
-            codes = self.codes()
-            indices = nearest(rows, codes)[:, 0]
-            if self.training:
-                self._learn(rows.detach(), indices)
-        q = codes[indices].view(flat.shape)
-        z_q = (rotation if self.rotate else straight_through)(flat, q)
-        return z_q.permute(0, 3, 1, 2), self.commitment * F.mse_loss(flat, q), indices.view(flat.shape[:-1])
-
-    def _learn(self, rows: Tensor, indices: Tensor) -> None:
-        counts = torch.zeros_like(self.counts).index_add_(0, indices, torch.ones_like(rows[:, 0]))
-        sums = torch.zeros_like(self.sums).index_add_(0, indices, rows)
-        a = self.flow * max(0.0, 1 - self.progress / self.until)
-        if self.relatives is not None and a > 0:
-            counts = (1 - a) * counts + a * _flow(counts.unsqueeze(1), self.relatives)[:, 0]
-            sums = (1 - a) * sums + a * _flow(sums, self.relatives)
-        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-        self.sums.mul_(self.decay).add_(sums, alpha=1 - self.decay)
-        if self.restart > 0:
-            average = self.counts.mean()
-            dead = (self.counts < self.restart * average).nonzero()[:, 0]
-            if len(dead):
-                self.counts[dead] = self.patience * average
-                self.sums[dead] = rows[torch.randint(len(rows), (len(dead),))] * (self.patience * average)
-
-
-def _flow(x: Tensor, relatives: Tensor) -> Tensor:
-    """``P^T x``: what each row gives in equal shares to its relatives."""
-    n, r = relatives.shape
-    return torch.zeros_like(x).index_add_(0, relatives.reshape(-1), (x / r).repeat_interleave(r, dim=0))
-
-
 class Learned(nn.Module):
     """Of vector-quantize-pytorch, with this file's contract."""
 
@@ -252,30 +183,18 @@ def changed(prior: CodebookPrior, how: str, seed: int) -> CodebookPrior:
     )  # fmt: skip
 
 
-def relatives_of(vectors: np.ndarray, number: int) -> Tensor:
-    """(n, number) int64: the nearest words by cosine."""
-    x = torch.from_numpy(vectors.astype(np.float32))
-    x = F.normalize(x - x.mean(0), dim=1)
-    found = []
-    for block in x.split(1024):
-        scores = block @ x.t()
-        scores[torch.arange(len(block)), torch.arange(len(block)) + sum(map(len, found))] = -2
-        found.append(scores.topk(number).indices)
-    return torch.cat(found)
-
-
 # How each is made.
 
 
 def _of_tables(kind: Any) -> Callable[..., nn.Module]:
-    def make(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+    def make(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
         settings.pop("rate", None)
         return Parts([kind(n, channels // len(sizes), **settings) for n in sizes])
 
     return make
 
 
-def make_learned(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+def make_learned(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
     from vector_quantize_pytorch import VectorQuantize
 
     settings.pop("rate", None)
@@ -283,7 +202,7 @@ def make_learned(sizes: Sequence[int], channels: int, seed: int, **settings: Any
     return Parts([Learned(VectorQuantize(dim, n, accept_image_fmap=True, **settings)) for n in sizes])
 
 
-def make_simvq(sizes: Sequence[int], channels: int, seed: int, **settings: Any) -> nn.Module:
+def make_simvq(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
     from vector_quantize_pytorch import SimVQ
 
     settings.pop("rate", None)
@@ -292,7 +211,13 @@ def make_simvq(sizes: Sequence[int], channels: int, seed: int, **settings: Any) 
 
 
 def make_transferred(
-    sizes: Sequence[int], channels: int, seed: int, control: str = "", centered: bool = False, **settings: Any
+    sizes: Sequence[int],
+    channels: int,
+    seed: int,
+    steps: int,
+    control: str = "",
+    centered: bool = False,
+    **settings: Any,
 ) -> nn.Module:
     settings.pop("rate", None)
     prior = words_of(sizes)
@@ -311,23 +236,15 @@ def make_transferred(
 
 
 def make_averages(
-    sizes: Sequence[int], channels: int, seed: int, relatives: int = 8, shuffled: bool = False, **settings: Any
+    sizes: Sequence[int], channels: int, seed: int, steps: int, until: float = 0.6, **settings: Any
 ) -> nn.Module:
-    """``relatives`` 0: no flow."""
-    settings.pop("rate", None)
-    prior = words_of(sizes)
-    quantizers = []
-    for part in range(len(sizes)):
-        vectors = prior.vectors if len(sizes) == 1 else prior.vectors[prior.part_of_speech == part]
-        if shuffled:
-            vectors = vectors[np.random.default_rng(seed).permutation(len(vectors))]
-        near = relatives_of(vectors, relatives) if relatives else None
-        quantizers.append(Averages(len(vectors), channels // len(sizes), near, **settings))
-    return Parts(quantizers)
+    """``until``: the share of the training after which nothing flows any more."""
+    others = {name: settings.pop(name) for name in ("control", "gradient", "rate") if name in settings}
+    params = {**settings, "flow_steps": max(1, round(until * steps))}
+    return make_transferred(sizes, channels, seed, steps, transfer={"target": "averages", "params": params}, **others)
 
 
 _EMA = {"kmeans_init": True, "decay": 0.8, "threshold_ema_dead_code": 2, "rotation_trick": False}
-_AVERAGES = {"decay": 0.99, "commitment": 1.0}
 #: the same small grid for all that learn by gradient: the rate of the codebook against the network's
 _RATES: List[Settings] = [{"rate": 0.3}, {"rate": 3.0}]
 
@@ -351,7 +268,9 @@ CONTESTANTS: Dict[str, Contestant] = {
         make_learned, {"directional_reparam": True, "commitment_weight": 0.0}, "vector-quantize-pytorch's README",
         [*_RATES, {"directional_reparam_variance": 1e-3}],
     ),
-    "Wasserstein": Contestant(_of_tables(WassersteinTable), {"gamma": 0.5}, "Fang et al. 2025", [*_RATES, {"gamma": 0.1}]),
+    "Wasserstein": Contestant(
+        _of_tables(WassersteinTable), {"gamma": 0.5}, "Fang et al. 2025", [*_RATES, {"gamma": 0.1}]
+    ),
     "IBQ": Contestant(_of_tables(IndexBackpropagation), {}, "Shi et al. 2024", [*_RATES, {"entropy": 0.0}]),
     "VQCT": Contestant(make_transferred, {}, "the paper", [*_RATES, {"legacy": False}], True),
     "VQCT, random vectors": Contestant(make_transferred, {"control": "random"}, "control", [], True),
@@ -364,31 +283,23 @@ CONTESTANTS: Dict[str, Contestant] = {
         [*_RATES, {"dropout": 0.0}], True,
     ),
     "averages": Contestant(
-        make_averages, {**_AVERAGES, "relatives": 0, "restart": 0.05}, "control of idea 8: no words",
-        [{"decay": 0.95}, {"patience": 1.0}], True,
+        make_averages, {"flow": 0.0}, "ours without words: control of idea 8", [{"decay": 0.95}, {"restart": 0.2}], True
     ),
     "averages, rotation": Contestant(
-        make_averages, {**_AVERAGES, "relatives": 0, "restart": 0.05, "rotate": True}, "control of idea 8: no words",
-        [{"decay": 0.95}, {"patience": 1.0}], True,
+        make_averages, {"flow": 0.0, "gradient": "rotation"}, "ours without words: control of idea 8",
+        [{"decay": 0.95}, {"restart": 0.2}], True,
     ),
     "words' averages": Contestant(
-        make_averages, _AVERAGES, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"flow": 0.25}], True
+        make_averages, {}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"restart": 0.0}], True
     ),
     "words' averages, rotation": Contestant(
-        make_averages, {**_AVERAGES, "rotate": True}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"flow": 0.25}], True
+        make_averages, {"gradient": "rotation"}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"restart": 0.0}], True
     ),
     "words' averages, shuffled": Contestant(
-        make_averages, {**_AVERAGES, "shuffled": True}, "control of idea 8: the words shuffled", [], True
+        make_averages, {"control": "permuted"}, "control of idea 8: the words shuffled", [], True
     ),
 }  # fmt: skip
 
 
 def parameters_of(quantizer: nn.Module) -> List[nn.Parameter]:
     return [p for p in quantizer.parameters() if p.requires_grad]
-
-
-def set_progress(quantizer: nn.Module, progress: float) -> None:
-    """Tell the quantizers that follow a schedule how far the training is, from 0 to 1."""
-    for module in quantizer.modules():
-        if isinstance(module, Averages):
-            module.progress = progress

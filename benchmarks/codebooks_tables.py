@@ -184,7 +184,12 @@ def _begin_picture() -> Tuple[Any, Any]:
 def _style(i: int) -> Dict[str, Any]:
     from vqct_plugin._drawing import COLORS
 
-    return {"color": COLORS[i % len(COLORS)], "marker": "os^Dv"[i // len(COLORS) % 5], "markersize": 5, "linewidth": 1.2}
+    return {
+        "color": COLORS[i % len(COLORS)],
+        "marker": "os^Dv"[i // len(COLORS) % 5],
+        "markersize": 5,
+        "linewidth": 1.2,
+    }
 
 
 def _end_picture(figure: Any, axis: Any, file: Path) -> None:

@@ -88,7 +88,9 @@ class TransferredCodebook(nn.Module):
                 f"e_dim is {e_dim!r}; expected a positive multiple of {len(self.slices)}, so that each of "
                 f"{', '.join(s.name for s in self.slices)} gets an equal slice of the channels (a host's embed_dim)"
             )
-        self.transfer = build_transfer(transfer, self.prior, e_dim // len(self.slices), dropout, edge_weight)
+        self.transfer = build_transfer(
+            transfer, self.prior, e_dim // len(self.slices), dropout, edge_weight, self.slices
+        )
         self.sane_index_shape = sane_index_shape
         self.l2_normalize = l2_normalize
         self.channels_last = channels_last

@@ -231,6 +231,12 @@ def random_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:
     return lanes[:number]
 
 
+def random_integers(number: int, stream: Tensor) -> Tensor:
+    """``number`` integers of 63 bits, (number,) int64, on the device of ``stream``, a function of both."""
+    counter = torch.arange(number, device=stream.device)
+    return _splitmix64(counter + _splitmix64(stream)) & (2**63 - 1)
+
+
 def _splitmix64(x: Tensor) -> Tensor:
     x = x * -7046029254386353131 + -7046029254386353131  # the golden ratio's odd 64 bits, as signed
     x = (x ^ _shifted_right(x, 30)) * -4658895280553007687

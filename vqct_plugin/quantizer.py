@@ -21,8 +21,9 @@ from vqct_plugin._torch import (
     tracing,
     without_autocast,
 )
+from vqct_plugin.averages import AveragesTransfer
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
-from vqct_plugin.fused import Quantize
+from vqct_plugin.fused import Quantize, by_slices
 from vqct_plugin.lookup import nearest, nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
@@ -204,11 +205,17 @@ class CodebookTransferQuantizer(TransferredCodebook):
         there are any, and indices (N, T)."""
         fingerprint = self._check_input(z)
         codes = self._codes_in_use(fingerprint=fingerprint)
+        more: Optional[Tensor] = None
         with without_autocast(z.device):
             if self._one_by_one(z):
-                return self._quantized_one_by_one(z, codes)
-            z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
-            return z_q, commitment, codebook, None, chosen
+                z_q, commitment, codebook, more, chosen = self._quantized_one_by_one(z, codes)
+            else:
+                z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
+            if self.training and isinstance(self.transfer, AveragesTransfer):
+                rows = at_least_float32(by_slices(z.detach(), len(self.slices), self.channels_last))
+                rows = rows.reshape(len(self.slices), -1, rows.shape[-1])
+                self.transfer.learn(F.normalize(rows, dim=-1) if self.l2_normalize else rows, chosen)
+            return z_q, commitment, codebook, more, chosen
 
     def _one_by_one(self, z: Tensor) -> bool:
         """Whether the operations come one by one, each with its own gradient: where they differ from

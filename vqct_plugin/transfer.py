@@ -8,7 +8,8 @@ them, and the quantizer's state holds the prior they come from, once.
 """
 
 import functools
-from typing import Any, Callable, Dict, Mapping, Optional, Tuple, Type, Union
+import inspect
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Type, Union
 
 import numpy as np
 import torch
@@ -17,43 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, in_func_transform
-from vqct_plugin.dropout import SharedDropout, moved_like
+from vqct_plugin._transfer import Transfer, sum_rows
+from vqct_plugin.averages import AveragesTransfer
+from vqct_plugin.dropout import SharedDropout
 from vqct_plugin.prior import CodebookPrior
+from vqct_plugin.slices import Slice
 from vqct_plugin.terms import import_by_name
 
 __all__ = ["ModuleTransfer"]
 
 EDGE_WEIGHTS = ("count", "binary", "log")
-
-
-class Transfer(nn.Module):
-    """What all transfers share: ``forward`` gives the codes (n, D) of the prior's words, in float32 or float64."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._constants: Tuple[str, ...] = ()
-
-    def forward(self, dropout: bool = False, fingerprint: Optional[Tensor] = None) -> Tensor:
-        """The codes (n, D). ``dropout``: with a fresh dropout mask, as in training; ``fingerprint``: see
-        :class:`vqct_plugin.dropout.SharedDropout`."""
-        raise NotImplementedError
-
-    def hold(self, name: str, constant: Tensor) -> None:
-        """Keep a tensor that never changes as the attribute ``name``: it follows the module from device to device, and
-        is neither a parameter nor a buffer, nor in the state."""
-        setattr(self, name, constant)
-        self._constants += (name,)
-
-    def constant(self, name: str, like: Tensor) -> Tensor:
-        """A tensor that :meth:`hold` keeps, on the device of ``like``."""
-        held: Tensor = getattr(self, name)
-        return held if held.device == like.device else held.to(like.device)
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
-        super()._apply(fn, *args, **kwargs)
-        for name in self._constants:
-            setattr(self, name, moved_like(fn, getattr(self, name)))
-        return self
 
 
 class GraphTransfer(Transfer):
@@ -83,7 +57,7 @@ class GraphTransfer(Transfer):
             raise ValueError(f"edge_weight is {edge_weight!r}; expected one of {', '.join(EDGE_WEIGHTS)}")
         neighbors, offsets, weights = _normalized_adjacency(prior, edge_weight)
         vectors = torch.tensor(prior.vectors.astype(np.float32), device="cpu")
-        self.hold("propagated", _propagate_rows(vectors, neighbors, offsets, weights))  # A~ X
+        self.hold("propagated", sum_rows(vectors, neighbors, offsets, weights))  # A~ X
         self.hold("neighbors", neighbors)
         self.hold("offsets", offsets)
         self.hold("weights", weights)
@@ -192,19 +166,31 @@ TRANSFERS: Dict[str, Type[Transfer]] = {
     "mlp": MLPTransfer,
     "linear": LinearTransfer,
     "table": TableTransfer,
+    "averages": AveragesTransfer,
 }
 _EXPECTED = f"one of {', '.join(TRANSFERS)}, package.module.Class of a torch.nn.Module, or such a module"
 TransferLike = Union[str, Mapping[str, Any], Callable[..., Any]]
 
 
 def build_transfer(
-    transfer: TransferLike, prior: CodebookPrior, code_dim: int, dropout: float = 0.5, edge_weight: str = "count"
+    transfer: TransferLike,
+    prior: CodebookPrior,
+    code_dim: int,
+    dropout: float = 0.5,
+    edge_weight: str = "count",
+    slices: Optional[Sequence[Slice]] = None,
 ) -> Transfer:
     """The transfer of that name, or one around a user's own module (see :class:`ModuleTransfer`).
 
     ``dropout`` and ``edge_weight`` belong to the graph; with another transfer, a value other than the default is
-    refused rather than ignored.
+    refused rather than ignored. The averages' own arguments come as ``{target: averages, params: {...}}``, and
+    ``slices`` says to them which codes are of one part.
     """
+    params: Mapping[str, Any] = {}
+    if isinstance(transfer, Mapping) and transfer.get("target") in TRANSFERS:
+        params, transfer = transfer.get("params") or {}, str(transfer["target"])
+        if params and transfer != "averages":
+            raise ValueError(f"transfer {transfer!r} has no params of its own, but {', '.join(params)} came")
     if isinstance(transfer, Mapping) or (isinstance(transfer, str) and "." in transfer):
         transfer = _import_transfer(transfer)
     if isinstance(transfer, str) and transfer not in TRANSFERS:
@@ -217,6 +203,12 @@ def build_transfer(
         raise ValueError(
             f"edge_weight={edge_weight!r} has no meaning with transfer={transfer!r}: only 'graph' has edges"
         )
+    if transfer == "averages":
+        known = list(inspect.signature(AveragesTransfer.__init__).parameters)[4:]
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ValueError(f"averages have no argument {unknown[0]!r}; expected some of {', '.join(known)}")
+        return AveragesTransfer(prior, code_dim, slices, **params)
     if isinstance(transfer, str):
         others: Dict[str, Any] = TRANSFERS
         return others[transfer](prior, code_dim)
@@ -249,23 +241,18 @@ def propagate(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) ->
 class Propagate(torch.autograd.Function):
     """``A~ · x`` for the symmetric A~: its gradient is ``A~ ·`` the gradient.
 
-    A~ comes as compressed rows and is multiplied by ``embedding_bag``, a weighted sum of rows: parallel on CPU, and on
-    a GPU without atomic additions, so that it is deterministic.
+    A~ comes as compressed rows, see :func:`vqct_plugin._transfer.sum_rows`.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
         ctx.save_for_backward(neighbors, offsets, weights)
-        return _propagate_rows(x, neighbors, offsets, weights)
+        return sum_rows(x, neighbors, offsets, weights)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tuple[Any, ...]:
         neighbors, offsets, weights = ctx.saved_tensors
         return Propagate.apply(gradient.contiguous(), neighbors, offsets, weights), None, None, None
-
-
-def _propagate_rows(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    return F.embedding_bag(neighbors, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _normalized_adjacency(prior: CodebookPrior, edge_weight: str) -> Tuple[Tensor, Tensor, Tensor]:

@@ -26,7 +26,9 @@ def here(tmp_path, monkeypatch):
 
 
 def train(yaml, steps, **others):
-    return run(yaml, [] if "resume" in others else WORDS, trainer={"max_steps": steps, "log_every_n_steps": 1}, **others)
+    return run(
+        yaml, [] if "resume" in others else WORDS, trainer={"max_steps": steps, "log_every_n_steps": 1}, **others
+    )
 
 
 def state_of(done):

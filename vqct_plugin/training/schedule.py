@@ -16,8 +16,8 @@ class AnnealRate(Callback):
     At step s of S the rate is the optimizer's own times ``last + (1 - last) * (1 + cos(pi * p)) / 2``, p being the
     share of the steps after the warmup that are done (Loshchilov and Hutter, ICLR 2017, without restarts). Weights
     that still move at full rate when training stops are those of one late batch as much as of the data; the same run
-    with another seed then ends elsewhere. A run that is resumed goes on along the same curve; resumed for more steps, it
-    goes on along the longer one.
+    with another seed then ends elsewhere. A run that is resumed goes on along the same curve; resumed for more steps,
+    it goes on along the longer one.
 
     Args:
         warmup_steps: over so many steps the rate rises to its value.
