@@ -24,8 +24,8 @@ class Contestant(NamedTuple):
     """A way to have a codebook.
 
     Attributes:
-        make: ``make(sizes, channels, seed, steps, **settings)``: a quantizer with so many codes in each part, and so many
-            channels in all.
+        make: ``make(sizes, channels, seed, steps, **settings)``: a quantizer with so many codes in each part, so many
+            channels in all, for a training of so many steps.
         recommended: settings, and who recommends them.
         source: where.
         grid: what is tried instead, one at a time, and chosen from on the validation part.

@@ -40,6 +40,6 @@ class Transfer(nn.Module):
 
 
 def sum_rows(x: Tensor, neighbors: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """``W · x`` (n, D) for a sparse W in compressed rows: weighted sums of rows, parallel on a CPU, and on a GPU without
+    """``W · x`` (n, D) for a sparse W in compressed rows: sums of weighted rows, parallel on a CPU, on a GPU without
     atomic additions, so that it is deterministic."""
     return F.embedding_bag(neighbors, x, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
