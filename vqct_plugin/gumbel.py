@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, eager_before_2_4, without_autocast
+from vqct_plugin.averages import AveragesTransfer
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.transfer import TransferLike
 
@@ -71,6 +72,11 @@ class GumbelTransferQuantizer(TransferredCodebook):
             dropout=dropout,
             edge_weight=edge_weight,
         )
+        if isinstance(self.transfer, AveragesTransfer):
+            raise ValueError(
+                "a Gumbel quantizer draws codes by weights and needs their gradient, which averages do not have; take "
+                "another transfer"
+            )
         if isinstance(kl_weight, bool) or not isinstance(kl_weight, (int, float)) or not kl_weight >= 0:
             raise ValueError(f"kl_weight is {kl_weight!r}; expected a number of 0 or more")
         self.straight_through = straight_through
