@@ -14,8 +14,8 @@ photographs are looked at once, at the end of those runs. ``--no-grid`` leaves t
 sources are in benchmarks/codebooks_contestants.py.
 
 Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
-EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs), training seconds. The
-ceiling is the same model without quantization.
+EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs),
+training seconds. The ceiling is the same model without quantization.
 
 Every finished run is a line of --output; the same command goes on where it was stopped. The folder --data holds
 photographs/ and bsds500/, see benchmarks/README.md.
