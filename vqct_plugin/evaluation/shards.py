@@ -185,8 +185,9 @@ class _Work:
             shard = _read_if_broken(file)
             if shard is None:
                 continue
-            now = [readable[place] for place in shard["broken_places"].tolist()]
-            if not all(isinstance(item, Broken) for item in now):
+            places = shard["broken_places"].tolist()
+            now = [item for item in map(readable.__getitem__, places) if isinstance(item, Broken)]
+            if len(now) < len(places):
                 _log.info("an image that could not be read can be read now: the shard %s is made again", file)
                 file.unlink()
             elif _list_reasons(now).tolist() != shard["broken"].tolist():
