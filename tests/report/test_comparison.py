@@ -14,13 +14,15 @@ from vqct_plugin.commands import demo
 from vqct_plugin.report.comparison import PHOTOGRAPHS, compare
 from vqct_plugin.runs.config import ConfigError
 
+SMALL = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A comparison that was interrupted in its second run, and resumed."""
     from vqct_plugin.report import comparison
 
-    words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+    words = SMALL
     folder = tmp_path_factory.mktemp("demo")
     keywords = {"overrides": words, "output": folder, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
     plain, started = comparison.run, []
@@ -54,6 +56,37 @@ def test_what_is_finished_or_of_other_arguments_is_not_gone_on_with(done):
     assert _find_interrupted(output, arguments) == done.folder
     assert _find_interrupted(output, {**arguments, "seed": 5}) is None
     (done.folder / "away.md").rename(table)
+
+
+def test_one_stopped_while_its_page_was_written_is_finished_without_training_again(tmp_path, monkeypatch):
+    from vqct_plugin.report import comparison
+
+    words = [*SMALL, "model.params.n_embed=64", "model.params.ddconfig.ch=32"]
+    keywords = {"overrides": words, "output": tmp_path, "trainer": {"max_steps": 1, "accelerator": "cpu"}}
+    train, make, steps = comparison.run, comparison.make_report, []
+
+    def counting(*args, **keywords):
+        done = train(*args, **keywords)
+        steps.append((keywords.get("resume"), done.trainer.global_step))
+        return done
+
+    def stopped(trained, figures, shown, output, **keywords):
+        (output / "index.html").write_text("an earlier page")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "run", counting)
+    monkeypatch.setattr(comparison, "make_report", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(**keywords, models={"stock": ()})
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "table.md").exists()
+    monkeypatch.setattr(comparison, "make_report", make)
+    found = compare(**keywords, models={"stock": ()})
+    assert found.folder == folder
+    assert steps == [(None, 1), (next(folder.glob("*_stock")), 1)]
+    assert (folder / "table.md").read_text() == f"{found.table}\n"
+    assert (folder / "table.md").stat().st_mtime_ns >= found.report.stat().st_mtime_ns
+    assert found.report.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_the_seconds_of_before_the_interruption_count(done):

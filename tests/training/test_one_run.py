@@ -116,6 +116,23 @@ def test_ctrl_c_inside_a_batch_waits_for_its_end(whole, yaml, tmp_path, sender):
     assert_same(whole, folder)
 
 
+def test_an_earlier_checkpoint_resumed_and_stopped_is_named_beside_the_last_one(whole, tmp_path, sender, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    caplog.set_level("INFO", "vqct_plugin")
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run(
+            resume=folder / "checkpoints" / "epoch=000000.ckpt",
+            overrides=["lightning.callbacks.send.target=sending.Signal"],
+        )
+    newer = folder / "checkpoints" / "interrupted.ckpt"
+    assert f"wrote {newer} after 6 steps; resume {newer} to go on" in caplog.text
+    assert find_checkpoint(folder).path.name == "last.ckpt"
+    warning = caplog.records[-2].getMessage()
+    assert "interrupted.ckpt is of step 6, last.ckpt of step 11" in warning
+    assert warning.endswith(f"To take the other, give its path instead of the run's: {newer}")
+
+
 def test_usr1_before_the_first_epoch_ends_leaves_one_last_checkpoint(whole, yaml, tmp_path, sender):
     words = ["lightning.callbacks.send.target=sending.Ask", "data.params.train.params.length=30"]
     folder = train(tmp_path, yaml, 9, *words)

@@ -45,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
         const=True,
         default=None,
         metavar="RUN",
-        help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir",
+        help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir that has a checkpoint",
     )
     parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (logs)")
     parser.add_argument(

@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
 """The config of the main job: a small stock VQGAN on scikit-image's photographs."""
 ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
+FINISHED = "table.md"  # there too, once all else is
 OURS = "model.target=vqct_plugin.VQModel"
 #: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
 MODELS: Mapping[str, Sequence[str]] = {
@@ -108,7 +109,6 @@ def compare(
     _log.info("\nwriting the report")
     report = folder / "report"
     figures = evaluate_runs(trained, report / "evaluation", names=list(seconds), progress=False)
-    text = _write_table(figures, seconds, folder)
     picture = folder / "comparison.png"
     originals = choose_images(trained[0], 8).images
     reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
@@ -117,7 +117,9 @@ def compare(
     shown = {titles[name]: found for name, found in reconstructions.items()}
     figure = draw_comparison(originals, shown, {titles[name]: its for name, its in evaluations.items()})
     figure.savefig(picture, dpi=130)
-    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
+    # an interrupted comparison may have written its page; the table is the last of all, and says that it is finished
+    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report, force=True)
+    text = _write_table(figures, seconds, folder)
     return Comparison(folder, evaluations, seconds, text, picture, page)
 
 
@@ -141,7 +143,7 @@ def _find_interrupted(output: Path, arguments: Mapping[str, Any]) -> Optional[Pa
             continue
         if same:
             folder = file.parent
-            if (folder / "table.md").exists() or not list(folder.glob("*/checkpoints/*.ckpt")):
+            if (folder / FINISHED).exists() or not list(folder.glob("*/checkpoints/*.ckpt")):
                 return None
             _log.info("going on with %s, which was interrupted", folder)
             return folder
@@ -172,15 +174,15 @@ def _compute_size(config: Any, tiles: int) -> Optional[int]:
 
 
 def _write_table(figures: Sequence[RunFigures], seconds: Mapping[str, float], folder: Path) -> str:
-    """``table.md``, whose text this returns, and ``table.tex``: the runs, their differences, and unequal rates."""
+    """``table.tex``, then ``table.md``, whose text this returns: the runs, their differences, and unequal rates."""
     rows = [_make_row(its, seconds[its.name]) for its in figures]
     differences = make_difference_rows(figures)
     tables = [rows, differences] if differences else [rows]
     rates = warn_of_rates(figures)
     text = "\n\n".join([*map(format_table, tables), *([rates] if rates else [])])
     latex = [format_latex(rows, [rates] if rates else []), *map(format_latex, tables[1:])]
-    write_file(folder / "table.md", f"{text}\n".encode())
     write_file(folder / "table.tex", "\n\n".join([*latex, ""]).encode())
+    write_file(folder / FINISHED, f"{text}\n".encode())
     return text
 
 

@@ -78,7 +78,7 @@ def run(
         name: of the run; the first file's by default.
         postfix: goes after the name.
         resume: a run's folder, whose checkpoint of the highest step is taken, or a checkpoint in one, to resume; True
-            for the run of ``logdir`` that was started or resumed last.
+            for the run of ``logdir`` that was started or resumed last, of those with a checkpoint.
         logdir: where runs have their folders.
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
