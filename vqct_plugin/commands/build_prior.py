@@ -118,7 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--prompts",
         nargs="+",
         metavar="PART=TEXT",
-        help="default: adjective='a photo of {} object' noun='a photo of {}'",
+        help="one for each part (default: adjective='a photo of {} object' noun='a photo of {}')",
     )
     vectors.add_argument(
         "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"
