@@ -218,7 +218,7 @@ def describe_tagger() -> str:
 
 
 def is_in_wordnet(word: str, part: str) -> bool:
-    """Whether WordNet lists this very form in this part of speech: not ``girl`` as an adjective, nor ``gril`` at all."""
+    """Whether WordNet has this very form in this part of speech: not ``girl`` as an adjective, nor ``gril`` at all."""
     return bool(wordnet.lemmas(word, WORDNET_PART[part]))
 
 

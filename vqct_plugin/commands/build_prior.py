@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--caption-format",
         choices=["auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet"],
         default="auto",
-        help="how captions are written (default: detected from the first lines)",
+        help="how captions are written (default: auto, from the first lines)",
     )
     captions.add_argument(
         "--caption-field",

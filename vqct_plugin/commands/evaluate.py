@@ -53,7 +53,7 @@ def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         default=1,
-        help="processes that share the shards, one per GPU, or on the CPU (default: 1)",
+        help="processes that share the shards, one per GPU, or all on the CPU (default: 1)",
     )
     parser.add_argument(
         "--precision", default="32", choices=["32", "bf16", "16"], help="precision of the model (default: 32)"
