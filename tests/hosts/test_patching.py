@@ -123,7 +123,7 @@ def test_a_hunk_that_does_not_apply_is_named_and_nothing_is_changed(wheel, capsy
     refused(wheel, "the patch does not fit: 1 of its 2 hunks do not apply", capsys)
     with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
-    refused(wheel, "cannot be taken out of them", capsys, "--revert")
+    refused(wheel, "the patch cannot be removed", capsys, "--revert")
 
 
 def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
@@ -161,7 +161,7 @@ def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monke
     mine = ("import os\n" + text[:place] + insert + text[place:]).replace("\n", ends)
     file.write_bytes(mine.encode())
     result = patch_host(wheel)
-    assert "by a three-way merge" in result.notes[0]
+    assert "applied with a three-way merge" in result.notes[0]
     assert "+            self.quantize = build_quantizer(" in result.diff
     patched = file.read_bytes().decode()
     assert "build_quantizer(" in patched
@@ -249,7 +249,7 @@ def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_p
     patch.write_text(patch.read_text().replace("beta=0.25", "beta=0.26"))
     monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
     before = files_of(wheel)
-    with pytest.raises(PatchError, match="every file was put back"):
+    with pytest.raises(PatchError, match="every file was restored"):
         patch_host(wheel)
     assert files_of(wheel) == before
 
