@@ -46,7 +46,7 @@ class DeferredErrors:
             due = self._pending.pop(0)
             if not bool(due.answer):
                 self._pending.clear()
-                raise due.error(f"{due.message} (in an earlier step: the device's answer is not waited for)")
+                raise due.error(f"{due.message} (this happened in an earlier step; checks on a GPU are reported late)")
 
     # Copies and pickles of a module do not take along what is still under way.
     def __deepcopy__(self, memo: Any) -> "DeferredErrors":

@@ -121,7 +121,7 @@ class TransferredCodebook(nn.Module):
         Args:
             state: a state dict, of the quantizer or of a model that has it.
             prefix: where it stands there, as ``"quantize."`` in a VQGAN's.
-            options: arguments that go before those in the state.
+            options: arguments that override those in the state.
 
         Raises:
             PriorError: the state does not hold the quantizer's prior (a checkpoint of an early version does not).
@@ -177,8 +177,8 @@ class TransferredCodebook(nn.Module):
             (B, T, H, W) with T; (B, T*L) gives (B, L, C).
 
         Raises:
-            ValueError: the indices are no integers, do not fit the shape, or name codes that their token cannot take: a
-                noun's where an adjective's has to be. On a device other than the CPU that comes at a later call.
+            ValueError: the indices are not integers, do not fit the shape, or name codes that their token cannot take:
+                a noun's where an adjective's has to be. On a device other than the CPU that comes at a later call.
         """
         indices = self._as_indices(indices)
         if shape is None:
@@ -204,8 +204,8 @@ class TransferredCodebook(nn.Module):
             side = round((code.shape[1] / self.tokens_per_position) ** 0.5)
             if side * side * self.tokens_per_position != code.shape[1]:
                 raise ValueError(
-                    f"code has shape {tuple(code.shape)}, whose {code.shape[1]} tokens are no square of positions with "
-                    f"{self.tokens_per_position} token(s) each; use get_codebook_entry(code, shape)"
+                    f"code has shape {tuple(code.shape)}, whose {code.shape[1]} tokens are not a square of positions "
+                    f"with {self.tokens_per_position} token(s) each; use get_codebook_entry(code, shape)"
                 )
             return self.get_codebook_entry(code, (code.shape[0], side, side, self.e_dim))
         entries = self.get_codebook_entry(code)
@@ -333,7 +333,9 @@ class TransferredCodebook(nn.Module):
             return at
         first, last = self.token_bounds.to(at.device).unbind(0)
         if not on_the_host(at):
-            self._errors.unless(((at >= first) & (at < last)).all(), "an index names no code that its token can take")
+            self._errors.unless(
+                ((at >= first) & (at < last)).all(), "an index is outside the range of codes that its token can take"
+            )
             return torch.min(torch.max(at, first), last - 1)  # so that a kernel does not stumble before we can say it
         check_range(at, self.n_e - 1)
         wrong = torch.nonzero((at < first) | (at >= last))
@@ -347,7 +349,7 @@ class TransferredCodebook(nn.Module):
         return at
 
     def _check_input(self, z: Tensor) -> Optional[Tensor]:
-        """Refuse what is no map. Returns a number that tells this z from others, where the dropout asks for it."""
+        """Refuse what is not a map. Returns a number that tells this z from others, where the dropout asks for it."""
         if not z.is_floating_point():
             raise ValueError(f"z has dtype {z.dtype}; expected floating point")
         channels = z.shape[-1 if self.channels_last else 1] if z.dim() >= 2 else None

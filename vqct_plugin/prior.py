@@ -292,7 +292,7 @@ class CodebookPrior:
             why = getattr(error, "strerror", None) or error
             raise PriorError(f"{named} cannot be opened: {why}; expected the path of a prior file") from error
         if not stat.S_ISREG(mode):
-            what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+            what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
             raise PriorError(f"{named} {what}; a prior is one file; build it with vqct_plugin.build_prior")
         try:
             header, arrays = _read(file)

@@ -10,7 +10,7 @@ from torch import Tensor
 from vqct_plugin._torch import on_the_host
 from vqct_plugin.table import check_range
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Remap:
@@ -43,7 +43,7 @@ class Remap:
             raise ValueError(
                 f"unknown_index is {unknown_index!r}; expected 'random', 'extra', or an integer in [0, {self.re_embed})"
             )
-        _LOG.info("Remapping %d indices to %d, unknown ones to %s.", n_e, self.re_embed, self.unknown_index)
+        _log.info("Remapping %d indices to %d, unknown ones to %s.", n_e, self.re_embed, self.unknown_index)
 
     def places(self, indices: Tensor) -> Tensor:
         """Places in ``used`` of indices (B, L); ``unknown_index`` for those not in it."""

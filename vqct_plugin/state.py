@@ -71,8 +71,8 @@ class QuantizerState:
                 there, here = theirs[f"prior.{name}"], self.tensors[f"prior.{name}"]
                 if there is not None and not torch.equal(there.detach().cpu(), here):
                     raise PriorError(
-                        f"prior.{name} in the checkpoint is damaged: its header says that it is the prior of this "
-                        "quantizer, and its values are others. This happens when whole state dicts are "
+                        f"prior.{name} in the checkpoint is damaged: its header matches this quantizer's prior, "
+                        "but its values differ. This happens when whole state dicts are "
                         "averaged; average only the parameters"
                     )
         if theirs["settings"] is not None:
@@ -142,7 +142,7 @@ def _json(tensor: Any, name: str) -> Dict[str, Any]:
     try:
         read = json.loads(bytes(tensor.detach().cpu().numpy().astype(np.uint8)).decode())
         if not isinstance(read, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         return read
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise PriorError(f"{name} in the checkpoint is damaged: {error}") from error

@@ -317,9 +317,9 @@ def test_damaged_lines_of_word_vectors_are_counted_and_never_zero(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no text file of word vectors"),
-        (b"a caption a line\nand another\n", "is no text file of word vectors"),
-        (b"3 4\n\x00\x01\x02 binary", "is no text file of word vectors"),
+        (b"", "is not a text file of word vectors"),
+        (b"one caption per line\nand another\n", "is not a text file of word vectors"),
+        (b"3 4\n\x00\x01\x02 binary", "is not a text file of word vectors"),
         (b"dog 1 2 3\n" + b"a caption\n" * 3, "3 of 4 lines do not have 3 numbers"),
         (gzip.compress(b"dog 1 2 3\ncat 4 5 6\n" * 9, mtime=0)[:-9], "cannot be read to its end"),
     ],

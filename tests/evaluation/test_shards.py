@@ -261,13 +261,13 @@ def test_a_process_that_was_killed_is_told_of(ours, tmp_path, monkeypatch):
 
 def test_weights_that_are_not_there_are_refused(ours, tmp_path, monkeypatch):
     nowhere = tmp_path / "nowhere"
-    with pytest.raises(ConfigError, match=rf"weights is .*nowhere, which is no folder; expected one with {VGG} or"):
+    with pytest.raises(ConfigError, match=rf"weights is .*nowhere, which is not a folder; expected one with {VGG} or"):
         quick([ours], tmp_path / "a", limit=1, weights=str(nowhere))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=rf"weights is .*empty, which has neither {VGG} nor {INCEPTION}"):
         quick([ours], tmp_path / "a", limit=1, weights=str(tmp_path / "empty"))
     monkeypatch.setenv("VQCT_WEIGHTS", str(nowhere))
-    with pytest.raises(ConfigError, match=r"VQCT_WEIGHTS is .*nowhere, which is no folder"):
+    with pytest.raises(ConfigError, match=r"VQCT_WEIGHTS is .*nowhere, which is not a folder"):
         quick([ours], tmp_path / "a", limit=1)
 
 
@@ -289,7 +289,7 @@ def test_runs_of_different_rates_are_warned_of(trained, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         found = quick(trained.values(), tmp_path / "a", limit=2)
     (line,) = [record.getMessage() for record in caplog.records if "rates" in record.getMessage()]
-    assert line.startswith(f"the runs have different rates, in bits an image: {found[0].name}: 3,456; ")
+    assert line.startswith(f"the runs have different rates, in bits per image: {found[0].name}: 3,456; ")
     assert line in (tmp_path / "a" / "table.md").read_text()
 
 

@@ -108,7 +108,7 @@ def test_a_fork_is_patched_where_git_apply_finds_the_place_and_had_back(wheel, c
     before = files_of(wheel)
     assert main([str(wheel)]) == 0
     told = capsys.readouterr().out
-    assert f"note: {FILE}: not as in commit 78bf165; the patch went in by `git apply`" in told
+    assert f"note: {FILE}: not as in commit 78bf165; the patch was applied with `git apply`, which matches" in told
     assert "build_quantizer(" in file.read_text()
     refused(wheel, "is patched already", capsys)
     assert main([str(wheel), "--revert"]) == 0
@@ -123,7 +123,7 @@ def test_a_hunk_that_does_not_apply_is_named_and_nothing_is_changed(wheel, capsy
     refused(wheel, "the patch does not fit: 1 of its 2 hunks do not apply", capsys)
     with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
-    refused(wheel, "cannot be taken out of them", capsys, "--revert")
+    refused(wheel, "the patch cannot be removed", capsys, "--revert")
 
 
 def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
@@ -136,7 +136,7 @@ def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
     decoy = "class Other:\n    def __init__(self,\n" + signature + "                 ):\n        pass\n\n\n"
     cut = head.index("class VQModel")
     file.write_text(head[:cut] + decoy + head[cut:] + signature.rstrip() + " or not\n" + tail)
-    refused(wheel, "__init__ would use quantizer_config, which is none of its arguments", capsys)
+    refused(wheel, "__init__ would use quantizer_config, which is not one of its arguments", capsys)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
@@ -161,7 +161,7 @@ def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monke
     mine = ("import os\n" + text[:place] + insert + text[place:]).replace("\n", ends)
     file.write_bytes(mine.encode())
     result = patch_host(wheel)
-    assert "by a three-way merge" in result.notes[0]
+    assert "applied with a three-way merge" in result.notes[0]
     assert "+            self.quantize = build_quantizer(" in result.diff
     patched = file.read_bytes().decode()
     assert "build_quantizer(" in patched
@@ -213,7 +213,7 @@ def test_a_reader_that_has_read_enough_is_no_error(wheel):
 
 def test_an_unknown_folder_is_refused(tmp_path, capsys):
     (tmp_path / "some.py").write_text("")
-    refused(tmp_path, "is no host that has a patch", capsys)
+    refused(tmp_path, "is not a host that has a patch", capsys)
     with pytest.raises(PatchError, match="is not a folder"):
         patch_host(tmp_path / "none")
 
@@ -221,7 +221,9 @@ def test_an_unknown_folder_is_refused(tmp_path, capsys):
 def test_simvq_is_told_that_it_needs_none(tmp_path, capsys):
     (tmp_path / "taming" / "models").mkdir(parents=True)
     (tmp_path / "taming" / "models" / "vq.py").write_text("quantconfig")
-    refused(tmp_path, "it needs no patch", capsys)
+    what = "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig"
+    refused(tmp_path, what, capsys)
+    assert "SimVQ" not in {host.name for host in list_hosts()}  # which have a patch
 
 
 def test_without_git_it_says_so(wheel, monkeypatch, capsys):
@@ -247,7 +249,7 @@ def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_p
     patch.write_text(patch.read_text().replace("beta=0.25", "beta=0.26"))
     monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
     before = files_of(wheel)
-    with pytest.raises(PatchError, match="every file was put back"):
+    with pytest.raises(PatchError, match="every file was restored"):
         patch_host(wheel)
     assert files_of(wheel) == before
 

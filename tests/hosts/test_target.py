@@ -65,7 +65,7 @@ def test_one_word_of_each_second_stage_trains_over_a_joint_first_stage(name):
 
 @pytest.mark.parametrize("name", SECOND_STAGES)
 def test_one_word_of_each_second_stage_says_what_block_size_it_needs_over_two_parts(name):
-    """Two tokens a position are twice the sequence; with the number that it names, it trains."""
+    """Two tokens per position are twice the sequence; with the number that it names, it trains."""
     conditions = 1 if "scene" in name else 64
     sentence = f"expected {conditions + 127} or more: .* conditioning token.* and 128 of an image .64 positions of 2"
     model = build(config(name, **{FIRST: OURS}))

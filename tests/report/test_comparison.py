@@ -1,4 +1,4 @@
-"""The main job: one config twice, only its target changed, on photographs held out."""
+"""The demo: one config twice, only its target changed, on photographs held out."""
 
 import json
 import re
@@ -133,12 +133,12 @@ def test_table_and_picture_say_what_was_measured(done):
         numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
         assert cells[5:8] == [f"{evaluation.tokens}", f"{evaluation.bits:,.0f}", f"{evaluation.entropy:,.0f}"]
-    assert lines[0].split(" | ")[5:8] == ["tokens an image", "bits an image", "bits by entropy"]
+    assert lines[0].split(" | ")[5:8] == ["tokens per image", "bits per image", "bits by entropy"]
     assert [line.split(" | ")[0].strip("| ") for line in lines if " less " in line] == [
         "VQCT less stock", "VQCT-joint less stock", "VQCT-joint less VQCT",
     ]  # fmt: skip
     assert lines[-1].startswith(
-        "the runs have different rates, in bits an image: stock and VQCT-joint: 640; VQCT: 1,147"
+        "the runs have different rates, in bits per image: stock and VQCT-joint: 640; VQCT: 1,147"
     )
     assert (done.folder / "table.tex").read_text().count(r"\begin{tabular}") == 2
     assert done.picture.read_bytes()[:4] == b"\x89PNG"

@@ -195,11 +195,11 @@ def test_no_path_of_this_machine_is_told(page, runs):
     for folder in (runs[0].parent, page.parent, Path.home(), Path.cwd()):
         assert str(folder) not in text
     assert "<code>stock/checkpoints/last.ckpt</code>" in text
-    broken = SimpleNamespace(broken={"/home/somebody/cat.png": "/home/somebody/cat.png is no image"})
-    notes = ["- left out: /home/somebody/cat.png is no image"]
+    broken = SimpleNamespace(broken={"/home/somebody/cat.png": "/home/somebody/cat.png is not an image"})
+    notes = ["- left out: /home/somebody/cat.png is not an image"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vqct_plugin.report.sections.list_notes", lambda figures: notes)
-        assert fill_notes([broken]) == ["left out: cat.png is no image"]
+        assert fill_notes([broken]) == ["left out: cat.png is not an image"]
 
 
 def test_it_says_that_words_need_not_describe_and_what_chance_would_give(page):

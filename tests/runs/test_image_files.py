@@ -121,7 +121,7 @@ def test_an_image_of_one_pixel_is_named(tmp_path, size):
 
 def test_an_image_for_a_list_is_named(tmp_path):
     Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png is no text; expected a folder of images, or a list"):
+    with pytest.raises(DataError, match=r"a\.png is not a text file; expected a folder of images, or a list"):
         Images(tmp_path / "a.png", 8)
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")  # as Windows' editors write it
     assert Images(tmp_path / "list.txt", 8)[0]["image"].shape == (8, 8, 3)

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.conftest import make_prior
 from tests.runs.tiny import write
 
 pytest.importorskip("pytorch_lightning", "2.2")
@@ -138,3 +139,17 @@ def test_usr1_before_the_first_epoch_ends_leaves_one_last_checkpoint(whole, yaml
     folder = train(tmp_path, yaml, 9, *words)
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"last.ckpt"}
     assert load(folder)["global_step"] == 9
+
+
+def test_a_run_resumes_where_its_prior_file_is_gone(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    make_prior((40, 40)).save(file)
+    trainer = {"max_steps": 2, "log_every_n_steps": 1}
+    own = write(tmp_path, length=8, prior=str(file))
+    folder = run([own], WORDS, trainer=trainer, logdir=tmp_path / "logs").folder
+    file.unlink()
+    resumed = run(resume=folder, trainer={"max_steps": 3})
+    assert load(folder)["global_step"] == 3
+    assert resumed.model.quantize.n_e == 64
+    (configs,) = {f"prior: {file}" in path.read_text() for path in (folder / "configs").glob("*-project.yaml")}
+    assert configs  # not the file that the prior was handed over in

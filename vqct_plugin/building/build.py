@@ -106,7 +106,7 @@ def build_prior(
         min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
         max_words: the number of most frequent words kept in each part, or a mapping from parts to numbers.
         only_wordnet: keep only words that WordNet lists in that part of speech (no typos, no slips of the tagger).
-        keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
+        keep_words: a text file of words, no others are kept: one word per line, or a word and the one part meant.
         drop_words: a text file of words to leave out, written the same way.
         edges: ``"cooccurrence"``, words side by side; ``"neighbors"``, each word and the words of other parts with
             the nearest vectors, each such edge with a count of 1; ``"both"``, which leaves no word without an edge; or

@@ -201,7 +201,7 @@ def _describe_revision(language_model: LanguageModel) -> Dict[str, str]:
 
 
 class WordVectors:
-    """The vectors of a text file of GloVe, word2vec or fastText, gzip too: a word and its numbers a line.
+    """The vectors of a text file of GloVe, word2vec or fastText, gzip too: one word and its numbers per line.
 
     word2vec and fastText have a first line with the number of words and the dimension; GloVe has none. The file is read
     once, and only wanted words are kept. A line that does not have the dimension's number of finite values is damaged:
@@ -301,8 +301,8 @@ class WordVectors:
             numbers = []
         if dim < 2 or len(numbers) != dim:
             raise BuildError(
-                f"{self._path} is no text file of word vectors: expected a word and its numbers a line, as GloVe, "
-                "word2vec (text, not binary) and fastText (.vec) have it"
+                f"{self._path} is not a text file of word vectors: expected one word and its numbers per line, as "
+                "GloVe, word2vec (text, not binary) and fastText (.vec) have it"
             )
         return dim, has_header
 

@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--caption-format",
         choices=["auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet"],
         default="auto",
-        help="how captions are written (default: detected from the first lines)",
+        help="how captions are written (default: auto, from the first lines)",
     )
     captions.add_argument(
         "--caption-field",
@@ -118,7 +118,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--prompts",
         nargs="+",
         metavar="PART=TEXT",
-        help="default: adjective='a photo of {} object' noun='a photo of {}'",
+        help="one for each part (default: adjective='a photo of {} object' noun='a photo of {}')",
     )
     vectors.add_argument(
         "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="configs, files or vqct:NAME; later ones override earlier ones",
     )
     add_set_flag(parser, "the config")
-    parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
+    parser.add_argument("-n", "--name", default="", help="name of the run (default: that of the first config)")
     parser.add_argument("-f", "--postfix", default="", help="appended to the name")
     parser.add_argument(
         "-r",
@@ -47,16 +47,23 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir that has a checkpoint",
     )
-    parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (logs)")
+    parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (default: logs)")
     parser.add_argument(
         "-s",
         "--seed",
         type=int,
         default=None,
-        help="seed of weights, batches and dropout (23; a resumed run keeps its own)",
+        help="seed of weights, batches and dropout (default: 23; a resumed run keeps its own)",
     )
     parser.add_argument(
-        "-t", "--train", type=_true_or_false, nargs="?", const=True, default=True, metavar="BOOL", help="train (true)"
+        "-t",
+        "--train",
+        type=_true_or_false,
+        nargs="?",
+        const=True,
+        default=True,
+        metavar="BOOL",
+        help="train (default: true)",
     )
     parser.add_argument(
         "--no-test",
@@ -65,12 +72,12 @@ def make_parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="BOOL",
-        help="do not test after training (false)",
+        help="do not test after training (default: false)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check configs, devices, data and model, say what is there, and stop; nothing is written",
+        help="check configs, devices, data and model, print a summary, and stop; nothing is written",
     )
     parser.add_argument("--gpus", default=None, metavar="LIST", help="indices of GPUs, as taming takes them: 0, or 0,1")
     parser.add_argument(
@@ -81,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
         const=True,
         default=False,
         metavar="BOOL",
-        help="open the debugger at an error (false)",
+        help="open the debugger at an error (default: false)",
     )
     return parser
 

@@ -3,7 +3,8 @@
 The patches are in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
 commit each was made from, how to recognize the host, the ``target`` to write where it is not
 ``vqct_plugin.Quantizer``, and which files it changes, with the SHA-256 that each has before and after (its lines ended
-with ``\\n``, so that it is the same in a checkout with Windows' line ends).
+with ``\\n``, so that it is the same in a checkout with Windows' line endings). A host that needs no patch has no
+``files`` there, but the ``option`` of its own in which to write the ``target``.
 """
 
 import difflib
@@ -20,12 +21,6 @@ from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends
 __all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
 
 PATCHES = Path(__file__).parent.parent / "patches"
-_NEEDS_NONE = {
-    "SimVQ": (
-        ("taming/models/vq.py", "quantconfig"),
-        "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
-    )
-}
 
 
 class Host(NamedTuple):
@@ -67,7 +62,6 @@ class Patched(NamedTuple):
 
 def list_hosts() -> List[Host]:
     """The hosts that have a patch, by name."""
-    manifest = json.loads((PATCHES / "hosts.json").read_text(encoding="utf-8"))
     return [
         Host(
             name,
@@ -77,8 +71,14 @@ def list_hosts() -> List[Host]:
             {file: (before, after) for file, (before, after) in about["files"].items()},
             about.get("target", "vqct_plugin.Quantizer"),
         )
-        for name, about in sorted(manifest.items(), key=lambda item: item[0].lower())
+        for name, about in sorted(_read_manifest().items(), key=lambda item: item[0].lower())
+        if "files" in about
     ]
+
+
+def _read_manifest() -> Dict[str, Dict[str, Any]]:
+    manifest: Dict[str, Dict[str, Any]] = json.loads((PATCHES / "hosts.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patched:
@@ -94,7 +94,7 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
         dry_run: check everything, change nothing.
 
     Raises:
-        PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
+        PatchError: the folder is not a known host, is patched already (or is not, with ``revert``), or has a file
             in which hunks do not apply: which lines, and where. Nothing was changed.
     """
     host, root = find_host(path)
@@ -114,7 +114,7 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
         git_apply(root, diff, ["-R"] * revert)
         wrong = [file for file, hashes in host.files.items() if _hash(root / file) != hashes[not revert]]
         if wrong:
-            raise PatchError(f"git apply left {wrong[0]} in {root} other than expected; every file was put back")
+            raise PatchError(f"after `git apply`, {wrong[0]} in {root} is not as expected; every file was restored")
     return result
 
 
@@ -148,7 +148,7 @@ def _put_back(root: Path, files: Iterable[str]) -> Iterator[None]:
 
 
 def _find_wheel_before(root: Path) -> List[str]:
-    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel goes before it, wherever it lies."""
+    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel takes precedence, wherever it lies."""
     if not (root / "taming" / "models").is_dir() or (root / "taming" / "__init__.py").exists():
         return []
     folder = _find_installed_taming()
@@ -182,11 +182,12 @@ def find_host(path: Any) -> Tuple[Host, Path]:
         for host in list_hosts():
             if all(_holds(root / file, text) for file, text in host.marks):
                 return host, root
-        for name, (mark, instead) in _NEEDS_NONE.items():
-            if _holds(root / mark[0], mark[1]):
-                raise PatchError(f"{path} is {name}: {instead}")
+        for name, about in _read_manifest().items():
+            if "files" not in about and all(_holds(root / file, text) for file, text in about["marks"]):
+                what = f"write `target: {about['target']}` in its {about['option']}"
+                raise PatchError(f"{path} is {name}: it needs no patch: {what}")
     raise PatchError(
-        f"{path} is no host that has a patch; expected the root of a checkout of {_names()}, or the site-packages "
+        f"{path} is not a host that has a patch; expected the root of a checkout of {_names()}, or the site-packages "
         "folder with the taming-transformers wheel. Without a patch: `model.target: vqct_plugin.VQModel`"
     )
 
@@ -220,7 +221,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
     listed = "; ".join(f"{file} is {_MEANING[state]}" for file, state in states.items() if state != wanted)
     raise PatchError(
         f"{root} is {host.repository}, but {listed}. Expected every file as in commit {host.commit[:7]}"
-        f"{' with the patch' * revert}: commit or put aside your changes and check that commit out, or apply "
+        f"{' with the patch' * revert}: commit or stash your changes and check out that commit, or apply "
         f"{host.patch} by hand"
     )
 

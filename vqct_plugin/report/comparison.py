@@ -1,4 +1,4 @@
-"""The main job of the README: one taming YAML trained stock, with our target, and with it at equal bits, compared."""
+"""The demo (``vqct-demo``): one taming YAML trained stock, with our target, and with it at equal bits, compared."""
 
 import datetime
 import json
@@ -24,11 +24,11 @@ __all__ = ["compare", "Comparison", "PHOTOGRAPHS"]
 
 _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
-"""The config of the main job: a small stock VQGAN on scikit-image's photographs."""
+"""The config of ``vqct-demo``: a small stock VQGAN on scikit-image's photographs."""
 ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
 FINISHED = "table.md"  # there too, once all else is
 OURS = "model.target=vqct_plugin.VQModel"
-#: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
+#: name -> what is changed in the stock YAML; ``joint`` has one token per position, and so the bits of stock
 MODELS: Mapping[str, Sequence[str]] = {
     "stock": (),
     "VQCT": (OURS,),
@@ -79,7 +79,7 @@ def compare(
         seed: of all.
         tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
-        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token a position, ``joint``.
+        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token per position, ``joint``.
 
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
@@ -195,8 +195,8 @@ def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
         "SSIM": f"{its.mean['ssim']:.3f}" if "ssim" in its.mean else "-",
         "codes in use": ", ".join(in_use),
         "perplexity": ", ".join(perplexity),
-        "tokens an image": f"{its.tokens:,}",
-        "bits an image": f"{its.bits:,.0f}",
+        "tokens per image": f"{its.tokens:,}",
+        "bits per image": f"{its.bits:,.0f}",
         "bits by entropy": f"{its.entropy:,.0f}",
         "seconds": f"{seconds:.0f}",
     }

@@ -1,4 +1,4 @@
-"""One image file as RGB: upright, at its own range, over a background; and what is no image, named."""
+"""One image file as RGB: upright, at its own range, over a background; and what is not an image, named."""
 
 from pathlib import Path
 from typing import Any, Callable, List, Union

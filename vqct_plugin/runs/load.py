@@ -58,7 +58,7 @@ def load_first_stage(
 ) -> Trained:
     """The first stage of a run, without its loss, and without what its host prints while it is built.
 
-    Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
+    Arguments and errors as for :func:`load_run`, and ConfigError where the run is not a first stage.
     """
     checkpoint = find_checkpoint(path).path  # said before, since what is printed from here on is not shown
     with redirect_stdout(io.StringIO()):
@@ -83,10 +83,23 @@ def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> T
     return Trained(model.eval(), config, checkpoint)
 
 
+def build_over_checkpoint(config: Any, checkpoint: Path, options: Mapping[str, Any]) -> Any:
+    """The model of a config that resumes from a checkpoint: without its weights, but over the priors that
+    it holds where their files are gone.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        PriorError: it holds a damaged prior.
+    """
+    with _priors_of(config, read_state_dict(checkpoint), only_missing=True):
+        return build_model(config, options)
+
+
 @contextmanager
-def _priors_of(config: Any, weights: Mapping[str, Any]) -> Iterator[None]:
+def _priors_of(config: Any, weights: Mapping[str, Any], only_missing: bool = False) -> Iterator[None]:
     """Within: the config names the priors that the checkpoint holds, not the files they once came from, which may be
-    gone, or others, by now."""
+    gone, or others, by now. With ``only_missing`` files that are still there stay named, and a state that was made from
+    another prior is refused when it is loaded."""
     params = config.model.get("params") or OmegaConf.create()
     stages = {"": params}
     for name in ("first_stage", "cond_stage"):
@@ -103,9 +116,12 @@ def _priors_of(config: Any, weights: Mapping[str, Any]) -> Iterator[None]:
             if OmegaConf.is_dict(inner):
                 inner.setdefault("params", {})
                 place = inner.params
+            named = place.get("prior")
+            if only_missing and (named is None or named == "default" or Path(str(named)).exists()):
+                continue
             file = Path(folder) / f"{prefix}safetensors"
             prior.save(file)
-            before.append((place, place.get("prior")))
+            before.append((place, named))
             place.prior = str(file)
         try:
             yield
