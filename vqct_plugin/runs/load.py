@@ -4,7 +4,7 @@ import io
 import tempfile
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, NamedTuple, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Union
 
 from omegaconf import OmegaConf
 
@@ -83,7 +83,7 @@ def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> T
     return Trained(model.eval(), config, checkpoint)
 
 
-def build_over_checkpoint(config: Any, checkpoint: Path, options: Mapping[str, Any]) -> Any:
+def build_over_checkpoint(config: Any, checkpoint: Path, options: Dict[str, Any]) -> Any:
     """The model of a config that resumes from a checkpoint: without its weights, but over the priors that
     it holds where their files are gone.
 
