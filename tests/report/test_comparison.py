@@ -1,6 +1,7 @@
 """The demo: one config twice, only its target changed, on photographs held out."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,11 +11,15 @@ pytest.importorskip("taming")
 pytest.importorskip("skimage")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("sklearn")
+from vqct_plugin import CodebookPrior
 from vqct_plugin.commands import demo
 from vqct_plugin.report.comparison import PHOTOGRAPHS, compare
 from vqct_plugin.runs.config import ConfigError
 
-SMALL = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+# planes of 1,024 words would take most of the time of these tests
+SMALL = [
+    "model.params.ddconfig.ch_mult=[1,1,1]", "model.params.n_embed=128", "lightning.trainer.enable_progress_bar=false"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +115,19 @@ def test_figures_are_of_every_tile_held_out(done):
     stock, ours, joint = done.evaluations.values()
     assert list(stock.usage) == ["codes"]
     assert list(ours.usage) == ["adjective", "noun"]
-    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
-    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 640)
-    assert (ours.tokens, round(ours.bits)) == (128, 1147)
+    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 128
+    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 448)
+    sizes = CodebookPrior.load("default").select(128).sizes.values()
+    assert (ours.tokens, ours.bits) == (128, pytest.approx(64 * sum(map(math.log2, sizes))))
+
+
+def test_the_rates_of_the_config_as_it_is():
+    config = yaml.safe_load(PHOTOGRAPHS.read_text())["model"]["params"]
+    side = config["ddconfig"]["resolution"] // 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
+    sizes = CodebookPrior.load("default").select(config["n_embed"]).sizes
+    assert side**2 * math.log2(config["n_embed"]) == 640
+    assert sizes == {"adjective": 399, "noun": 625}
+    assert round(side**2 * sum(map(math.log2, sizes.values()))) == 1147
 
 
 def len_of_validation():
@@ -137,9 +152,9 @@ def test_table_and_picture_say_what_was_measured(done):
     assert [line.split(" | ")[0].strip("| ") for line in lines if " less " in line] == [
         "VQCT less stock", "VQCT-joint less stock", "VQCT-joint less VQCT",
     ]  # fmt: skip
-    assert lines[-1].startswith(
-        "the runs have different rates, in bits per image: stock and VQCT-joint: 640; VQCT: 1,147"
-    )
+    rates = [f"{its.bits:,.0f}" for its in done.evaluations.values()]
+    sentence = f"the runs have different rates, in bits per image: stock and VQCT-joint: 448; VQCT: {rates[1]}"
+    assert lines[-1].startswith(sentence)
     assert (done.folder / "table.tex").read_text().count(r"\begin{tabular}") == 2
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
 
