@@ -18,6 +18,7 @@ import copy
 import json
 import sys
 import traceback
+import types
 
 import torch
 from torch.utils import backend_registration
@@ -32,6 +33,7 @@ from tests.device_checks import (
     loss_of,
     small,
 )
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 from vqct_plugin.lookup import nearest
 
 NAME = "toy"
@@ -240,6 +242,30 @@ def changed_weights_behind_a_frozen_codebook_are_told_of(device):
         assert "freeze_codebook" in told(lambda: quantizer(z))
 
 
+def tamings_stage_2_says_at_once_what_it_cannot_decode(device):
+    """With a host of taming's names, so that taming need not be there; the quantizer alone says it a call later."""
+
+    class Net2NetTransformer:
+        sample = encode_to_c = configure_optimizers = init_cond_stage_from_ckpt = print
+
+        def decode_to_img(self, index, zshape):
+            b, c, h, w = zshape
+            return self.first_stage_model.quantize.get_codebook_entry(index.reshape(-1), shape=(b, h, w, c))
+
+    quantizer, shape = small(device)
+    quantizer.eval()
+    sys.modules["taming.models.cond_transformer"] = types.SimpleNamespace(Net2NetTransformer=Net2NetTransformer)
+    adapt_taming_stage_2()
+    model = Net2NetTransformer()
+    model.first_stage_model = types.SimpleNamespace(quantize=quantizer)
+    with torch.no_grad():
+        _, _, (_, _, indices) = quantizer(torch.randn(shape).to(device))
+        indices = indices.view(shape[0], -1)
+        model.decode_to_img(indices, shape)
+        wrong = indices.flip(1)  # nouns where adjectives must be
+        assert "of position 0 of image 0 is code" in told(lambda: model.decode_to_img(wrong, shape), calls=1)
+
+
 CHECKS = (
     a_training_step_is_the_cpus,
     frozen_evaluation_is_the_cpus,
@@ -251,6 +277,7 @@ CHECKS = (
     far_from_the_origin,
     a_diverged_encoder_is_told_of,
     changed_weights_behind_a_frozen_codebook_are_told_of,
+    tamings_stage_2_says_at_once_what_it_cannot_decode,
 )
 
 

@@ -30,6 +30,7 @@ EMULATED = (
     "far_from_the_origin",
     "a_diverged_encoder_is_told_of",
     "changed_weights_behind_a_frozen_codebook_are_told_of",
+    "tamings_stage_2_says_at_once_what_it_cannot_decode",
 )
 
 

@@ -1,5 +1,6 @@
 """``vqct-patch`` on a copy of the installed wheel; on the other hosts' real checkouts in test_real_hosts.py."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -231,15 +232,52 @@ def test_without_git_it_says_so(wheel, monkeypatch, capsys):
     refused(wheel, "git is not installed", capsys)
 
 
-def test_a_file_missing_among_several_is_named(wheel, monkeypatch, tmp_path, capsys):
-    """With a patch of two files, one of which is not there; and nothing is half done."""
+SIDE = "taming/side.py"
+
+
+@pytest.fixture
+def two_files(wheel, monkeypatch, tmp_path):
+    """The wheel's patch with a second file, which the wheel has."""
     copied = tmp_path / "patches"
     shutil.copytree(PATCHES, copied)
+    patch = copied / "taming-transformers-rom1504" / "quantizer.patch"
+    part = f"diff --git a/{SIDE} b/{SIDE}\n--- a/{SIDE}\n+++ b/{SIDE}\n@@ -1,1 +1,2 @@\n a = 1\n+b = 2\n"
+    patch.write_text(part + patch.read_text())
     manifest = json.loads((copied / "hosts.json").read_text())
-    manifest["taming-transformers-rom1504"]["files"]["taming/none.py"] = ["0", "1"]
+    hashes = [hashlib.sha256(text).hexdigest() for text in (b"a = 1\n", b"a = 1\nb = 2\n")]
+    manifest["taming-transformers-rom1504"]["files"][SIDE] = hashes
     (copied / "hosts.json").write_text(json.dumps(manifest))
     monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
-    refused(wheel, "taming/none.py is not there", capsys)
+    (wheel / SIDE).write_text("a = 1\n")
+    return wheel
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_side_file_that_a_fork_has_not_is_left_out_and_named(two_files, fork):
+    """Where the rest is as in the commit, and where it is not; the rest goes in and out as if the file were there."""
+    (two_files / SIDE).unlink()
+    if fork:
+        (two_files / FILE).write_bytes(b"import os\n" + (two_files / FILE).read_bytes())
+    before = files_of(two_files)
+    result = patch_host(two_files)
+    assert any(note == f"{SIDE}: not there, and left out" for note in result.notes)
+    assert result.files == [FILE]
+    assert b"build_quantizer(" in (two_files / FILE).read_bytes()
+    assert SIDE not in result.diff
+    with pytest.raises(PatchError, match="patched already"):
+        patch_host(two_files)
+    patch_host(two_files, revert=True)
+    assert files_of(two_files) == before
+
+
+def test_a_missing_file_that_builds_the_quantizer_is_refused(two_files, monkeypatch, capsys):
+    (two_files / FILE).unlink()
+    (two_files / "taming" / "known.py").write_text("from taming.main import")
+    copied = two_files.parent / "patches" / "hosts.json"
+    manifest = json.loads(copied.read_text())
+    manifest["taming-transformers-rom1504"]["marks"] = [["taming/known.py", "from taming.main import"]]
+    copied.write_text(json.dumps(manifest))
+    refused(two_files, f"{FILE} is not there", capsys)
 
 
 def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_path):
@@ -284,6 +322,26 @@ if len(sys.argv) > 3:
         assert key.startswith("quantize.") or torch.equal(value, ours.state_dict()[key]), key
     image, loss = ours(torch.randn(1, 3, 16, 16))
     loss.backward()
+
+    import_taming("taming.modules.transformer.mingpt")
+    Net2NetTransformer = import_taming("taming.models.cond_transformer").Net2NetTransformer
+    def stage_2(block_size):
+        gpt = dict(vocab_size=40, block_size=block_size, n_layer=1, n_head=1, n_embd=8)
+        stage = {"target": "taming.models.vqgan.VQModel", "params": {**params(), "quantizer_config": config}}
+        cond = "__is_unconditional__"
+        gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt}
+        return Net2NetTransformer(gpt, stage, cond, unconditional=True).eval()
+    model = stage_2(200)
+    drawn = model.sample(torch.zeros(1, 0).long(), torch.zeros(1, 1).long(), steps=128, sample=True)
+    first, last = model.first_stage_model.quantize.token_bounds
+    tokens = drawn.view(1, 2, -1)
+    assert (tokens >= first[:, None]).all() and (tokens < last[:, None]).all()
+    try:
+        stage_2(100).sample(drawn[:, :0], drawn[:, :1] * 0, steps=128)
+    except ValueError as error:
+        assert "block_size of the transformer is 100; expected 128" in str(error)
+    else:
+        raise AssertionError("a block that is too small was not said")
 """
 
 

@@ -213,6 +213,18 @@ def test_seed_vokens_own_options_are_obeyed_or_refused_by_name(prior):
             with_host_options(config, {**off, name: True}, beta=0.7)
 
 
+def test_an_option_that_has_to_have_a_value_is_refused_with_any_other(prior):
+    """As LlamaGen's patch has ``entropy_loss_ratio``; its ``codebook_l2_norm`` is ``l2_normalize``."""
+    config = {"target": ADAPTERS["LlamaGen"], "params": {"prior": prior}}
+    with pytest.raises(ValueError, match=r"entropy_loss_ratio is 0\.1; .* set entropy_loss_ratio: 0\.0"):
+        with_host_options(config, {"entropy_loss_ratio": (0.1, 0.0)})
+    given = with_host_options(config, {"entropy_loss_ratio": (0.0, 0.0)})
+    host = {"for_host": "LlamaGen", "n_e": 40, "e_dim": 16, "beta": 0.25, "l2_normalize": True}
+    assert build_quantizer(given, **host).l2_normalize
+    given["params"]["l2_normalize"] = False
+    assert not build_quantizer(given, **host).l2_normalize
+
+
 class TamingsLoss(torch.nn.Module):
     def forward(self, codebook_loss, inputs, optimizer_idx, split="train"):
         return codebook_loss + inputs, split

@@ -159,6 +159,33 @@ def test_latent_diffusions_params_ask_for_its_own_model():
         assert locate_model({**vqct_params(), **told}) == ("vqct_plugin.hosts.latent_diffusion", "VQModel")
 
 
+#: latent-diffusion's shipped first stages at a506df5: what of their params could tell them from taming's
+LATENT_DIFFUSIONS = {
+    "vq-f4": {"embed_dim": 3, "n_embed": 8192, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": []}},
+    "vq-f4-noattn": {
+        "embed_dim": 3, "n_embed": 8192, "monitor": "val/rec_loss",
+        "ddconfig": {"attn_type": "none", "attn_resolutions": []},
+    },
+    "vq-f8": {"embed_dim": 4, "n_embed": 16384, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": [32]}},
+    "vq-f8-n256": {"embed_dim": 4, "n_embed": 256, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": [32]}},
+    "vq-f16": {"embed_dim": 8, "n_embed": 16384, "ddconfig": {"attn_resolutions": [16]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATENT_DIFFUSIONS)
+def test_latent_diffusions_shipped_first_stages_get_the_encoder_that_obeys_them(name):
+    """All have taming's loss. Where taming's encoder would swallow an argument, it is not taken."""
+    from taming.modules.diffusionmodules.model import Encoder
+
+    given = LATENT_DIFFUSIONS[name]
+    loss = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
+    module, cls = locate_model({**given, "lossconfig": loss})
+    swallowed = set(given["ddconfig"]) - set(inspect.signature(Encoder.__init__).parameters)
+    assert (module, cls) == (f"vqct_plugin.hosts.{'latent_diffusion' if swallowed else 'taming'}", "VQModel")
+    linear = {**given, "lossconfig": loss, "ddconfig": {**given["ddconfig"], "use_linear_attn": True}}
+    assert locate_model(linear) == ("vqct_plugin.hosts.latent_diffusion", "VQModel")
+
+
 def test_it_stays_the_quantizers_class():
     assert vqct_plugin.Quantizer is CodebookTransferQuantizer
     quantizer = vqct_plugin.Quantizer(40, 16, prior=make_prior())

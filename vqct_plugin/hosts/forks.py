@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from vqct_plugin.hosts.git_apply import PatchError, fits, git_apply, run_git, with_line_ends
+from vqct_plugin.hosts.git_apply import PatchError, fits, git_apply, run_git, with_line_ends, without_files
 
 Merged = Tuple[Dict[str, bytes], List[str]]
 
@@ -24,7 +24,7 @@ class Fork(NamedTuple):
         repository, commit: where the patch was made from.
         patch: its file.
         root: the user's folder.
-        files: those that the patch changes.
+        files: those that the patch changes, and that are there.
         others: those of them that are neither as in the commit nor as patched.
     """
 
@@ -36,8 +36,15 @@ class Fork(NamedTuple):
     others: List[str]
 
     @property
+    def part(self) -> bytes:
+        """The patch of the files that are there."""
+        diff = self.patch.read_bytes()
+        touched = re.findall(r"(?m)^\+\+\+ b/(.*?)\r?$", diff.decode("utf-8"))
+        return without_files(diff, [file for file in touched if file not in self.files])
+
+    @property
     def diff(self) -> bytes:
-        return with_line_ends(self.patch.read_bytes(), self.root)
+        return with_line_ends(self.part, self.root)
 
 
 def merge(fork: Fork) -> Merged:
@@ -115,7 +122,7 @@ def _merge_three_ways(fork: Fork) -> Tuple[Optional[Dict[str, bytes]], str]:
             for folder, content in contents:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_bytes(content.replace(b"\r\n", b"\n"))
-        git_apply(patched, with_line_ends(fork.patch.read_bytes(), patched), [])
+        git_apply(patched, with_line_ends(fork.part, patched), [])
         merged = {}
         for file in fork.files:
             own = (fork.root / file).read_bytes()

@@ -29,6 +29,13 @@ def with_line_ends(diff: bytes, root: Path) -> bytes:
     return b"\n".join(lines)
 
 
+def without_files(diff: bytes, files: Sequence[str]) -> bytes:
+    """The diff without what it does to some files."""
+    left_out = [f"+++ b/{file}".encode() for file in files]
+    parts = re.split(rb"(?m)^(?=diff --git )", diff)
+    return b"".join(part for part in parts if not any(line.rstrip() in left_out for line in part.split(b"\n")))
+
+
 def git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
     """Apply a diff in ``root``.
 

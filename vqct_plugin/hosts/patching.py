@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vqct_plugin.hosts.forks import Fork, merge, take_back
-from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends
+from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends, without_files
 
 __all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
 
@@ -85,7 +85,8 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
     """Add ``quantizer_config`` to the host in a folder, or with ``revert`` remove it.
 
     A fork, or another commit, whose files are not the host's is patched where ``git apply`` finds the place, or a
-    three-way merge does with the host's commit in the fork's own history.
+    three-way merge does with the host's commit in the fork's own history. Files that a fork has not are left out, and
+    named in the notes; the one that builds the quantizer has to be there.
 
     Args:
         path: the root of a checkout, or for taming-transformers' wheel the ``site-packages`` (or ``taming``) folder
@@ -100,19 +101,25 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
     host, root = find_host(path)
     states = {file: _state(root / file, hashes) for file, hashes in host.files.items()}
     notes = [] if revert else _find_wheel_before(root)
+    missing = [file for file, state in states.items() if state == "missing"]
+    files = [file for file in host.files if file not in missing]
+    own = without_files(host.patch.read_bytes(), missing)
+    if missing and b"build_quantizer(" in own:  # else what is missing is where the quantizer is built
+        notes = [f"{', '.join(missing)}: not there, and left out", *notes]
+        states = {file: states[file] for file in files}
     if "changed" in states.values() and "missing" not in states.values():
         others = [file for file, state in states.items() if state == "changed"]
-        fork = Fork(host.repository, host.commit, host.patch, root, list(host.files), others)
+        fork = Fork(host.repository, host.commit, host.patch, root, files, others)
         return _patch_fork(host, fork, revert, dry_run, notes)
     _check(host, root, states, revert)
-    diff = with_line_ends(host.patch.read_bytes(), root)
-    result = Patched(host, root, list(host.files), diff.decode("utf-8"), notes)
+    diff = with_line_ends(own, root)
+    result = Patched(host, root, files, diff.decode("utf-8"), notes)
     git_apply(root, diff, ["--check", *["-R"] * revert])
     if dry_run:
         return result
-    with _put_back(root, host.files):
+    with _put_back(root, files):
         git_apply(root, diff, ["-R"] * revert)
-        wrong = [file for file, hashes in host.files.items() if _hash(root / file) != hashes[not revert]]
+        wrong = [file for file in files if _hash(root / file) != host.files[file][not revert]]
         if wrong:
             raise PatchError(f"after `git apply`, {wrong[0]} in {root} is not as expected; every file was restored")
     return result

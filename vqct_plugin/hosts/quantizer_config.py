@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 
 __all__ = ["build_quantizer"]
 
@@ -66,7 +67,8 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
 
     Args:
         config: as of :func:`build_quantizer`.
-        refused: options of the host's own quantizer that ours cannot obey, by name; each has to be false or None.
+        refused: options of the host's own quantizer that ours cannot obey, by name: each has to be false or None; or
+            pairs of its value and the one that it has to have.
         options: those that it obeys, under the names that it has for them.
 
     Raises:
@@ -74,10 +76,11 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
     """
     target, params, where = _parts(config)
     for name, value in refused.items():
-        if value:
+        value, wanted = value if isinstance(value, tuple) else (value or False, False)
+        if value != wanted:
             raise ValueError(
                 f"{name} is {value!r}; it is an option of the host's own quantizer, and {target}, which {where} "
-                f"names, does not accept it: set {name}: false"
+                f"names, does not accept it: set {name}: {str(wanted).lower()}"
             )
     return {"target": target, "params": {**options, **_rename_to_ours(params, where)}}
 
@@ -245,6 +248,7 @@ def build_beside(quantizer: Any, host: Mapping[str, Any], arguments: Mapping[str
     with torch.random.fork_rng(devices=[]):
         built = quantizer(**arguments)
     start_from(built, theirs)
+    adapt_taming_stage_2()  # a patched host's stage 2 builds its first stage here
     return built
 
 
