@@ -136,7 +136,6 @@ class Event:
 def set_up():
     """Name the device; from then on it is this process's accelerator."""
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     getattr(torch, NAME).Event = Event  # as XPU, NPU and MPS have one
     return torch.device(NAME, 0)
 

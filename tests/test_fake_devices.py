@@ -57,6 +57,27 @@ def test_on_an_emulated_accelerator(emulated, check):
     assert not emulated[check], emulated[check]
 
 
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="autocast by a device's name needs torch 1.10")
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_device_without_autocast_is_served(asked, monkeypatch):
+    """As MPS before torch 2.5; torch can be asked about it since 2.4, before that it raises.
+
+    Does not cover another device: the CPU stands for one.
+    """
+
+    def raises(*args, **options):
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    monkeypatch.setattr(torch, "autocast", raises)
+    if asked:
+        monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False, raising=False)
+    else:
+        monkeypatch.delattr(torch.amp, "is_autocast_available", raising=False)
+    quantizer, shape = checks.small(CPU)
+    z_q, loss, _ = quantizer(torch.randn(shape))
+    (loss + z_q.sum()).backward()
+
+
 def test_the_emulated_device_forbids_what_it_says(emulated):
     """The emulation itself: what it lets pass would be worth nothing if it let all pass."""
     code = """

@@ -5,6 +5,7 @@ pass computes again is the same one. tests/gpu does it on a GPU.
 """
 
 import copy
+import pickle
 import shutil
 
 import pytest
@@ -189,7 +190,6 @@ def test_backward_passes_in_any_order_find_their_masks(order, reentrant):
 @needs_compile
 def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused():
     torch._dynamo.reset()
-    torch.manual_seed(20)  # weights of its own, and so a seed of the masks: those that others drew do not matter
     quantizer = make("two")
     reference = copy.deepcopy(quantizer)
     x = torch.randn(2, 24, 4, 4, requires_grad=True)
@@ -209,6 +209,32 @@ def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused
 
         with pytest.raises(RuntimeError, match="gradient checkpointing computes"):
             train()
+
+
+@needs_compile
+@pytest.mark.skipif(not IN_ONE_PIECE, reason="before torch 2.4 the quantizer is left as it is")
+@pytest.mark.parametrize("again", ["built", "copied", "pickled", "loaded"])
+def test_checkpointing_around_a_compiled_quantizer_is_refused_in_the_second_run_of_a_seed_too(again):
+    """The first run has drawn the masks of these numbers already; that is another quantizer's, or was before a load."""
+    quantizer = make("two")
+    start = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    for _ in range(5):
+        quantizer(torch.randn(2, 24, 4, 4))
+    ran_before = quantizer
+    if again == "built":
+        torch.manual_seed(0)
+        quantizer = make("two")
+    elif again == "copied":
+        quantizer = copy.deepcopy(quantizer)
+    elif again == "pickled":
+        quantizer = pickle.loads(pickle.dumps(quantizer))
+    quantizer.load_state_dict(start)
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, backend="aot_eager_decomp_partition")
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="gradient checkpointing computes"):
+        backward_of(checkpointed(lambda x: compiled(x)[:2], x, False))
+    assert again == "loaded" or ran_before.transfer.dropout.owner != quantizer.transfer.dropout.owner
 
 
 # ------------------------------------------------------------------------------------------------- averaged weights

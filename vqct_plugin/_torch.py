@@ -18,9 +18,17 @@ def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which autocast is off for ``device``, on every torch since 1.7."""
     if device.type == "meta" or tracing():
         return nullcontext()  # nothing is computed there; no context is written down
-    if hasattr(torch, "autocast"):  # since torch 1.10
+    if not hasattr(torch, "autocast"):  # since torch 1.10
+        return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
+    if compiling():
         return torch.autocast(device_type=device.type, enabled=False)
-    return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
+    available = getattr(getattr(torch, "amp", None), "is_autocast_available", None)  # since torch 2.4
+    if available is not None and not available(device.type):
+        return nullcontext()
+    try:
+        return torch.autocast(device_type=device.type, enabled=False)
+    except (RuntimeError, AssertionError):  # a device without autocast, as MPS before torch 2.5: nothing to turn off
+        return nullcontext()
 
 
 @contextmanager

@@ -4,8 +4,10 @@ The paper drops out inside the graph network (Zhang et al., CVPR 2024), so that 
 codebook that all processes share: masks from each process's own generator would give each another codebook.
 """
 
+import itertools
 from collections import deque
 from typing import Any, Deque, Dict, List, Optional, Tuple
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn as nn
@@ -18,6 +20,7 @@ from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fak
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
 _REMEMBERED = 16  # forward passes whose backward pass may still be to come
+_NUMBERS = itertools.count()
 
 
 class SharedDropout(nn.Module):
@@ -49,6 +52,13 @@ class SharedDropout(nn.Module):
         self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
         self._seeded = False  # known on the host, so that no step asks again
         self._outstanding = _Outstanding()
+        self._become_owner()
+
+    def _become_owner(self) -> None:
+        """Take a number that tells this dropout from every other of the process, copies included."""
+        self.owner = next(_NUMBERS)
+        self._latest: Dict[torch.device, Tensor] = {}  # the highest number of a mask that a forward pass drew
+        _OWNERS[self.owner] = self
 
     def forward(self, x: Tensor, weights: Tensor, fingerprint: Optional[Tensor] = None) -> Tensor:
         """x (any shape) with a share p of its elements set to 0 and the others divided by 1 - p.
@@ -78,7 +88,7 @@ class SharedDropout(nn.Module):
             self.draws += 1
             if not compiling():
                 self._outstanding.remember(draw, fingerprint)
-        keep = kept(self.seed, draw, x.numel(), dropped).view(x.shape)
+        keep = kept(self.seed, draw, x.numel(), dropped, self.owner).view(x.shape)
         return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,13 +98,15 @@ class SharedDropout(nn.Module):
 
     # Numbers, not tensors: processes that a launcher spawns would share a pickled tensor's memory, and count together.
     def __getstate__(self) -> Any:
-        return {**self.__dict__, "seed": int(self.seed), "draws": int(self.draws), "_device": self.draws.device}
+        state = {**self.__dict__, "seed": int(self.seed), "draws": int(self.draws), "_device": self.draws.device}
+        return {name: value for name, value in state.items() if name not in ("owner", "_latest")}
 
     def __setstate__(self, state: Any) -> None:
         state = dict(state)
         device = state.pop("_device")
         state.update({name: torch.tensor(state[name], device=device) for name in ("seed", "draws")})
         super().__setstate__(state)
+        self._become_owner()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -116,6 +128,7 @@ class SharedDropout(nn.Module):
             if key in state_dict:
                 getattr(self, name).copy_(state_dict[key])
                 self._seeded = False
+                self._latest.clear()
                 if key in unexpected:
                     unexpected.remove(key)
             elif strict:
@@ -184,33 +197,35 @@ def seed_from(weights: Tensor) -> Tensor:
     return mixed.sum() & (2**62 - 1)
 
 
+#: the dropouts of this process by their numbers: an operator takes no module
+_OWNERS: "WeakValueDictionary[int, SharedDropout]" = WeakValueDictionary()
+
+
 @operator(
-    "kept(Tensor seed, Tensor draw, int number, int dropped) -> Tensor",
-    lambda seed, draw, number, dropped: seed.new_empty(number, dtype=torch.bool),
+    "kept(Tensor seed, Tensor draw, int number, int dropped, int owner) -> Tensor",
+    lambda seed, draw, number, dropped, owner: seed.new_empty(number, dtype=torch.bool),
 )
-def kept(seed: Tensor, draw: Tensor, number: int, dropped: int) -> Tensor:
-    """(number,) bool: which elements stay, when ``dropped`` of 2^16 go."""
-    _refuse_new_mask_in_backward(draw, (draw.device, number, int(seed) if draw.device.type == "cpu" else None))
+def kept(seed: Tensor, draw: Tensor, number: int, dropped: int, owner: int) -> Tensor:
+    """(number,) bool: which elements stay, when ``dropped`` of 2^16 go from the dropout with the number ``owner``."""
+    _refuse_new_mask_in_backward(draw, owner)
     return random_16_bits(number, seed, draw) >= dropped - 2**15
 
 
-# The highest number of a mask that a forward pass drew, by what tells one quantizer from another: its device, its size,
-# and its seed where the host need not wait for it.
-_LATEST: Dict[Tuple[torch.device, int, Optional[int]], Tensor] = {}
 _COMPILED_INSIDE = (
     "gradient checkpointing computes a compiled quantizer again, which then draws another dropout mask; compile the "
     "checkpointed part as a whole, or leave the quantizer out of one of the two"
 )
 
 
-def _refuse_new_mask_in_backward(draw: Tensor, whose: Tuple[torch.device, int, Optional[int]]) -> None:
+def _refuse_new_mask_in_backward(draw: Tensor, owner: int) -> None:
     """A mask in a backward pass repeats one of a forward pass, unless a compiled forward pass is run again whole: its
     graph cannot ask whether it is being repeated, and counts on."""
-    if is_fake(draw) or is_capturing(draw.device):
+    dropout = _OWNERS.get(owner)
+    if dropout is None or is_fake(draw) or is_capturing(draw.device):
         return
-    latest = _LATEST.get(whose)
+    latest = dropout._latest.get(draw.device)
     if not in_backward():
-        _LATEST[whose] = draw.clone() if latest is None else torch.max(latest, draw)
+        dropout._latest[draw.device] = draw.clone() if latest is None else torch.max(latest, draw)
     elif latest is not None:
         _ERRORS.unless(draw <= latest, _COMPILED_INSIDE, RuntimeError)
 
