@@ -220,9 +220,7 @@ def report(results: Dict[str, Any]) -> str:
     plain = statistics.median(results["counting"]["plain recipe"])
     for name, seconds in results["counting"].items():
         shown = _format_seconds(seconds)
-        lines.append(
-            f"| counting, {name} | {shown} | {plain / statistics.median(seconds):.2f} times as fast |"
-        )
+        lines.append(f"| counting, {name} | {shown} | {plain / statistics.median(seconds):.2f} times as fast |")
     one = statistics.median(results["encodings"]["one word at a time"])
     for name, seconds in results["encodings"].items():
         ratio = one / statistics.median(seconds)
