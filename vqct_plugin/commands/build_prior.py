@@ -123,6 +123,11 @@ def make_parser() -> argparse.ArgumentParser:
     vectors.add_argument(
         "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"
     )
+    vectors.add_argument(
+        "--pooling",
+        choices=["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"],
+        help="how prompts become one vector (default: as the model's 1_Pooling/config.json says; else by its kind)",
+    )
     vectors.add_argument("--standardize", action="store_true", help="center and scale each dimension")
     vectors.add_argument(
         "--dtype",
