@@ -167,7 +167,7 @@ def test_a_pooling_that_is_not_known_is_refused(tiny_bert, tmp_path, config, sen
 
 @pytest.fixture
 def on_the_hub(tiny_bert, tmp_path, monkeypatch):
-    """A name on the hub whose model is in a cache of its own, and no network; gives the cache's folder and its commit."""
+    """A name on the hub whose model is in a cache of its own, and no network: the cache's folder and its commit."""
     import shutil
 
     from huggingface_hub import constants

@@ -12,7 +12,6 @@ import numpy as np
 from vqct_plugin._files import printable
 from vqct_plugin.building.formats import BuildError
 
-
 _LONGEST = 200  # letters of a name on the hub, which takes fewer
 
 

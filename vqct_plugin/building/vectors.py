@@ -158,7 +158,7 @@ class PromptEncodings:
             self.pooling = ", then ".join(described).replace("over tokens", f"over {of_encoder}tokens")
             if not own and self._language_model.is_folder:
                 _logger.warning(
-                    "how %r is pooled is a guess, %s: its folder has no %s, in which the models of sentence-transformers "
+                    "how %r is pooled is a guess, %s: its folder has no %s, in which models of sentence-transformers "
                     "(BGE, E5, GTE) say it, and which save_pretrained leaves out. If it is one of them, get all of its "
                     "files (hf download NAME --local-dir FOLDER); or say how it is pooled: pooling is one of %s",
                     self.name,

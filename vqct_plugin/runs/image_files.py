@@ -24,8 +24,8 @@ _TURNS = {
 def read_image(path: Union[str, Path], background: str = BACKGROUND) -> Any:
     """A file as a PIL image of mode RGB.
 
-    It is turned as its EXIF data says; where these are damaged, it is taken as upright. Grays of 16 bits are read from 0 to 65,535, floats from 0 to 1; what is
-    transparent shows the background.
+    It is turned as its EXIF data says; where these are damaged, it is taken as upright. Grays of 16 bits are read from
+    0 to 65,535, floats from 0 to 1; what is transparent shows the background.
 
     Args:
         path: of the image.
