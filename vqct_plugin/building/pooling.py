@@ -59,8 +59,8 @@ def read_pooling(language_model: LanguageModel) -> List[str]:
         if not language_model.lacks(POOLING_FILE):
             raise BuildError(
                 f"how {language_model.name!r} is pooled cannot be told: its {POOLING_FILE} is not in the cache, and "
-                "the hub was not reached, so it may have one or none. Get all of its files where there is a network (hf "
-                "download NAME --local-dir FOLDER) and pass plm=FOLDER, or say how it is pooled, as its makers do: "
+                "the hub was not reached, so it may have one or none. Get all of its files where there is a network "
+                "(hf download NAME --local-dir FOLDER) and pass plm=FOLDER, or say how it is pooled, as its makers do: "
                 f"pooling is one of {', '.join(POOLINGS)}"
             )
         return []
@@ -76,8 +76,8 @@ def read_pooling(language_model: LanguageModel) -> List[str]:
     unknown = [name for name in names if name not in POOLINGS]
     if unknown or not names:
         raise BuildError(
-            f"{POOLING_FILE} of {language_model.name!r} says {', '.join(map(repr, unknown)) or 'nothing'}; expected some "
-            f"of {', '.join(POOLINGS)}"
+            f"{POOLING_FILE} of {language_model.name!r} says {', '.join(map(repr, unknown)) or 'nothing'}; expected "
+            f"some of {', '.join(POOLINGS)}"
         )
     return names
 
