@@ -141,7 +141,7 @@ def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
 @pytest.mark.parametrize("name", ADAPTER_OPTIONS)
 def test_an_option_of_the_model_says_whose_it_is_and_vqct_train_takes_it(name):
     config = {"target": TARGET, "params": {name: 1, "topk": 2}}
-    with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is of the model"):
+    with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is an option of the model"):
         build_quantizer(config, n_e=16, e_dim=8)
     assert take_model_options(config) == ({"target": TARGET, "params": {"topk": 2}}, {name: 1})
     assert take_model_options("quantizer.yaml") == ("quantizer.yaml", {})

@@ -162,8 +162,8 @@ def test_it_is_called_by_its_data_and_its_day(page):
     text = html.unescape(page.read_text(encoding="utf-8"))
     made = f"on Photographs (validation), {datetime.date.today().isoformat()}"
     figures = json.loads((page.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
-    labels = [f"{its['name']}, {its['bits']:,.0f} bits" for its in figures]
-    assert labels[0] == "stock, 96 bits"  # 16 positions of one of 64 codes
+    labels = [f"{its['model']}, {its['bits']:,.0f} bits" for its in figures]
+    assert labels[0] == "stock, 384 bits"  # 64 positions of one of 64 codes
     assert f"<title>{'; '.join(labels)} {made}: what the codes learned</title>" in text
     columns = re.findall(r'<div class="head">(.*?)</div>', text)
     assert [columns[1], columns[3]] == labels  # no reconstruction without its rate

@@ -73,7 +73,7 @@ def test_when_a_checkpoint_was_written_is_kept_by_a_copy(run, caplog):
         torch.save({**torch.load(file), "vqct_written": time}, file)
     os.utime(folder / "checkpoints" / "last.ckpt", (5, 5))
     find_checkpoint(folder)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
     torch.save({**torch.load(file), "vqct_written": 8.0}, file)
     find_checkpoint(folder)
     assert "interrupted.ckpt is of step 300" in caplog.text
