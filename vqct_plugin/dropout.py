@@ -6,7 +6,7 @@ codebook that all processes share: masks from each process's own generator would
 
 import itertools
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, List, NamedTuple, Optional
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake
+from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake, keeps_graph, version_of
 
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
@@ -33,8 +33,8 @@ class SharedDropout(nn.Module):
     an element, so p is kept to 2^-16.
 
     Gradient checkpointing computes the forward pass again during the backward pass. That finds the mask of the pass
-    which it repeats: the only one there was, or the one whose input had the same ``fingerprint``. Where that does not
-    decide, it is refused.
+    which it repeats: the one whose input had the same ``fingerprint``, whose backward pass is still to come or kept its
+    graph, and whose weights were those of now. Where that does not decide, it is refused.
 
     Args:
         p: the probability that an element becomes 0 while training.
@@ -79,7 +79,7 @@ class SharedDropout(nn.Module):
             )
         dropped = round(self.p * 2**16)
         if not compiling() and in_backward():
-            draw = self._outstanding.find(fingerprint, x.device)
+            draw = self._outstanding.find(fingerprint, version_of(weights), x.device)
         else:
             if compiling() or not self._seeded:
                 self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
@@ -87,7 +87,7 @@ class SharedDropout(nn.Module):
             draw = self.draws.clone()
             self.draws += 1
             if not compiling():
-                self._outstanding.remember(draw, fingerprint)
+                self._outstanding.remember(draw, fingerprint, version_of(weights))
         keep = kept(self.seed, draw, x.numel(), dropped, self.owner).view(x.shape)
         return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
 
@@ -138,6 +138,16 @@ class SharedDropout(nn.Module):
         return f"p={self.p}"
 
 
+class _Pass(NamedTuple):
+    draw: Tensor
+    fingerprint: Optional[Tensor]
+    version: Optional[int]  # of the weights
+    closed: Tensor  # 0-d: how many forward passes there were when its backward pass let its graph go; or _OPEN
+
+
+_OPEN = -1
+
+
 class _Outstanding:
     """The masks of the latest forward passes, whose backward pass may still be to come, by their inputs' fingerprints.
 
@@ -145,28 +155,38 @@ class _Outstanding:
     """
 
     def __init__(self) -> None:
-        self._passes: Deque[Tuple[Tensor, Optional[Tensor]]] = deque(maxlen=_REMEMBERED)
-        self._repeated: Deque[Tensor] = deque(maxlen=_REMEMBERED)  # 0-d bool: this pass was computed again already
+        self._passes: Deque[_Pass] = deque(maxlen=_REMEMBERED)
+        self._number = 0  # of forward passes so far
         self._errors = DeferredErrors()
 
-    def remember(self, draw: Tensor, fingerprint: Optional[Tensor]) -> None:
-        self._passes.append((draw, fingerprint))
-        self._repeated.append(torch.zeros((), dtype=torch.bool, device=draw.device))
+    def remember(self, draw: Tensor, fingerprint: Optional[Tensor], version: Optional[int]) -> None:
+        self._passes.append(_Pass(draw, fingerprint, version, torch.full_like(draw, _OPEN)))
+        self._number += 1
 
-    def find(self, fingerprint: Optional[Tensor], device: torch.device) -> Tensor:
+    def find(self, fingerprint: Optional[Tensor], version: Optional[int], device: torch.device) -> Tensor:
         """The mask's number of the forward pass that is being computed again."""
-        if len(self._passes) == 1:
-            self._repeated[0] = torch.ones_like(self._repeated[0])
-            return self._passes[0][0]
-        if fingerprint is None or any(known is None or known.device != device for _, known in self._passes):
+        known = [p.fingerprint for p in self._passes if p.fingerprint is not None and p.fingerprint.device == device]
+        if fingerprint is None or len(known) < len(self._passes):
+            if len(self._passes) == 1:
+                return self._passes[0].draw
             raise RuntimeError(_NOT_FOUND)
-        same = torch.stack([known for _, known in self._passes if known is not None]) == fingerprint
-        repeated = torch.stack(list(self._repeated))
-        fresh = same & ~repeated
-        found = fresh | (same & ~fresh.any())  # a pass that was repeated may be so once more
+        if not known:
+            raise RuntimeError(_NOT_FOUND)
+        same = torch.stack(known) == fingerprint
+        closed = torch.stack([p.closed for p in self._passes])
+        # Within one backward pass checkpoints in checkpoints compute a pass again more than once.
+        still_open = same & ((closed == _OPEN) | (closed == self._number))
+        of_these_weights = torch.stack(
+            [o if p.version == version else torch.zeros_like(o) for o, p in zip(still_open.unbind(), self._passes)]
+        )
+        found = same
+        for narrower in (still_open, of_these_weights):
+            found = narrower | (found & ~narrower.any())
         self._errors.unless(found.sum() == 1, _NOT_FOUND, RuntimeError)
-        self._repeated = deque((repeated | found).unbind(), maxlen=_REMEMBERED)
-        return (torch.stack([draw for draw, _ in self._passes]) * found).sum()
+        if not keeps_graph():
+            closed = closed.masked_fill(found, self._number)
+            self._passes = deque((p._replace(closed=c) for p, c in zip(self._passes, closed.unbind())), _REMEMBERED)
+        return (torch.stack([p.draw for p in self._passes]) * found).sum()
 
     # What is under way belongs to this module's graph, not to a copy's.
     def __deepcopy__(self, memo: Any) -> "_Outstanding":
