@@ -171,3 +171,20 @@ def version_of(tensor: Tensor) -> Optional[int]:
         return int(tensor._version)
     except RuntimeError:
         return None
+
+
+def running_ddp() -> Optional[Any]:
+    """The DistributedDataParallel in whose forward pass this is called; None outside of one."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    from torch.nn.parallel import DistributedDataParallel
+
+    if hasattr(DistributedDataParallel, "_active_ddp_module"):  # since torch 1.10
+        return DistributedDataParallel._active_ddp_module
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), DistributedDataParallel):
+            return frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
