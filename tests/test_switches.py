@@ -123,6 +123,7 @@ def checkpointed(function, x, reentrant):
     return checkpoint(function, x) if old else checkpoint(function, x, use_reentrant=reentrant)
 
 
+KEEPS = "_get_current_graph_task_keep_graph"
 WAYS = [True, False] if hasattr(torch, "compile") else [True]
 
 
@@ -185,6 +186,75 @@ def test_backward_passes_in_any_order_find_their_masks(order, reentrant):
                 z_q, loss = passes[i]
                 (z_q.pow(2).sum() + loss).backward(retain_graph=twice)
     assert close(gradients(quantizer), gradients(reference), 1e-6)
+
+
+FIXED_MAP = {
+    "trained": ("F0 B0 S F1 B1 S F2 B2", False, None),
+    "gradients added up": ("F0 B0 F1 B1 F2 B2", False, None),
+    "trained, graphs kept": ("F0 B0 S F1 B1 S F2 B2", True, None),
+    "back again after another pass": ("F0 B0 F1 B0", True, "cannot be told"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED_MAP)
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_one_map_in_every_pass_finds_its_masks_or_is_refused(case, reentrant):
+    """As a test of overfitting has it. Forward and backward passes, and S, an optimizer's step."""
+    order, retain, refusal = FIXED_MAP[case]
+    if retain and reentrant:
+        pytest.skip("the reentrant way cannot go back twice")
+    if case == "gradients added up" and not reentrant and not hasattr(torch._C._autograd, KEEPS):
+        pytest.skip("a torch that does not say whether a graph is kept refuses it")
+    quantizer = make("two")
+    reference = copy.deepcopy(quantizer)
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+
+    def train(module, run):
+        passes = {}
+        for action in order.split():
+            if action == "S":
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p.sub_(0.1 * p.grad)
+            elif action[0] == "F":
+                passes[action[1]] = run(lambda x: module(x)[:2], x, reentrant)
+            else:
+                z_q, loss = passes[action[1]]
+                (z_q.pow(2).sum() + loss).backward(retain_graph=retain)
+
+    if refusal:
+        with pytest.raises(RuntimeError, match=refusal):
+            train(quantizer, checkpointed)
+        return
+    train(quantizer, checkpointed)
+    train(reference, lambda f, x, _: f(x))
+    assert close(gradients(quantizer), gradients(reference), 1e-5)
+
+
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_an_input_that_comes_out_otherwise_is_refused_in_the_first_pass_too(reentrant):
+    quantizer, calls = make("two"), []
+
+    def noisy(x):
+        calls.append(1)
+        return quantizer(x * len(calls))[:2]
+
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="its input came out otherwise"):
+        backward_of(checkpointed(noisy, x, reentrant))
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="the reentrant way alone cannot nest so")
+@pytest.mark.parametrize("inner", [True, False])
+def test_checkpoints_in_checkpoints_find_their_masks(inner):
+    quantizer = make("two")
+    reference = copy.deepcopy(quantizer)
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    for _ in range(3):
+        outer = checkpointed(lambda x: checkpointed(lambda x: quantizer(x * 2)[:2], x * 3, inner), x, False)
+        backward_of(outer)
+        backward_of(reference(x * 3 * 2)[:2])
+    assert close(gradients(quantizer), gradients(reference), 1e-5)
 
 
 @needs_compile

@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import contextmanager, nullcontext
-from typing import Any, ContextManager, Iterator, List, Tuple
+from typing import Any, ContextManager, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -154,3 +154,37 @@ def in_backward() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that runs on this thread leaves its graph for another one, by ``retain_graph=True``;
+    where torch cannot say, whether it may."""
+    known = getattr(getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None)  # since torch 2.5
+    if known is not None:
+        return bool(known())
+    return hasattr(torch.autograd, "graph")  # before torch 1.10 checkpointing could not go back twice
+
+
+def version_of(tensor: Tensor) -> Optional[int]:
+    """How often a tensor was changed in place; None of one that does not count, as in inference mode."""
+    try:
+        return int(tensor._version)
+    except RuntimeError:
+        return None
+
+
+def running_ddp() -> Optional[Any]:
+    """The DistributedDataParallel in whose forward pass this is called; None outside of one."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    from torch.nn.parallel import DistributedDataParallel
+
+    if hasattr(DistributedDataParallel, "_active_ddp_module"):  # since torch 1.10
+        return DistributedDataParallel._active_ddp_module
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), DistributedDataParallel):
+            return frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

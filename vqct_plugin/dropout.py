@@ -5,9 +5,9 @@ codebook that all processes share: masks from each process's own generator would
 """
 
 import itertools
+import weakref
 from collections import deque
-from typing import Any, Deque, Dict, List, Optional, Tuple
-from weakref import WeakValueDictionary
+from typing import Any, Deque, Dict, List, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake
+from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake, keeps_graph, running_ddp, version_of
 
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
@@ -27,14 +27,15 @@ class SharedDropout(nn.Module):
     """Dropout by a mask that is a function of two integers, a seed and how many masks were drawn before.
 
     Nothing else enters: not the process, not the device, not how often anything else drew a random number. The seed
-    comes from the weights at the first mask: DDP gives all processes the same weights when it is built. From then on
-    every process has to make the same number of training passes, as DDP asks of them anyway. Both integers
-    are in the state, and neither is a buffer: averages of weights and DDP leave them alone. 16 random bits decide about
-    an element, so p is kept to 2^-16.
+    comes from the weights at the first mask: DDP gives all processes the same weights when it is built. Both integers
+    are in the state, and neither is a buffer: averages of weights and DDP leave them alone. So the first mask inside a
+    DDP sends them from its first process to the others, which may have loaded no checkpoint; not under
+    ``torch.compile``, where every process has to load it. From then on every process has to make the same number of
+    training passes, as DDP asks of them anyway. 16 random bits decide about an element, so p is kept to 2^-16.
 
     Gradient checkpointing computes the forward pass again during the backward pass. That finds the mask of the pass
-    which it repeats: the only one there was, or the one whose input had the same ``fingerprint``. Where that does not
-    decide, it is refused.
+    which it repeats: the one whose input had the same ``fingerprint``, whose backward pass is still to come or kept its
+    graph, and whose weights were those of now. Where that does not decide, it is refused.
 
     Args:
         p: the probability that an element becomes 0 while training.
@@ -52,6 +53,7 @@ class SharedDropout(nn.Module):
         self.draws = torch.zeros((), dtype=torch.int64, device="cpu")
         self._seeded = False  # known on the host, so that no step asks again
         self._outstanding = _Outstanding()
+        self._agreed_in: Optional[Any] = None  # a weak reference to a DDP
         self._become_owner()
 
     def _become_owner(self) -> None:
@@ -79,17 +81,31 @@ class SharedDropout(nn.Module):
             )
         dropped = round(self.p * 2**16)
         if not compiling() and in_backward():
-            draw = self._outstanding.find(fingerprint, x.device)
+            draw = self._outstanding.find(fingerprint, version_of(weights), x.device)
         else:
             if compiling() or not self._seeded:
                 self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
                 self._seeded = self._seeded or not compiling()
+            if not compiling():
+                self._agree()
             draw = self.draws.clone()
             self.draws += 1
             if not compiling():
-                self._outstanding.remember(draw, fingerprint)
+                self._outstanding.remember(draw, fingerprint, version_of(weights))
         keep = kept(self.seed, draw, x.numel(), dropped, self.owner).view(x.shape)
         return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
+
+    def _agree(self) -> None:
+        """Where this is the first mask inside a DDP, take both integers from its first process. Only there do all
+        processes come along: one that computes something alone would wait for the others for ever."""
+        ddp = running_ddp()
+        if ddp is None or (self._agreed_in is not None and self._agreed_in() is ddp):
+            return
+        both = torch.stack([self.seed, self.draws])
+        ddp.process_group.broadcast(both, 0).wait()
+        self.seed.copy_(both[0])
+        self.draws.copy_(both[1])
+        self._agreed_in = weakref.ref(ddp)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
@@ -99,13 +115,14 @@ class SharedDropout(nn.Module):
     # Numbers, not tensors: processes that a launcher spawns would share a pickled tensor's memory, and count together.
     def __getstate__(self) -> Any:
         state = {**self.__dict__, "seed": int(self.seed), "draws": int(self.draws), "_device": self.draws.device}
-        return {name: value for name, value in state.items() if name not in ("owner", "_latest")}
+        return {name: value for name, value in state.items() if name not in ("owner", "_latest", "_agreed_in")}
 
     def __setstate__(self, state: Any) -> None:
         state = dict(state)
         device = state.pop("_device")
         state.update({name: torch.tensor(state[name], device=device) for name in ("seed", "draws")})
         super().__setstate__(state)
+        self._agreed_in = None
         self._become_owner()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -138,6 +155,16 @@ class SharedDropout(nn.Module):
         return f"p={self.p}"
 
 
+class _Pass(NamedTuple):
+    draw: Tensor
+    fingerprint: Optional[Tensor]
+    version: Optional[int]  # of the weights
+    closed: Tensor  # 0-d: how many forward passes there were when its backward pass let its graph go; or _OPEN
+
+
+_OPEN = -1
+
+
 class _Outstanding:
     """The masks of the latest forward passes, whose backward pass may still be to come, by their inputs' fingerprints.
 
@@ -145,28 +172,38 @@ class _Outstanding:
     """
 
     def __init__(self) -> None:
-        self._passes: Deque[Tuple[Tensor, Optional[Tensor]]] = deque(maxlen=_REMEMBERED)
-        self._repeated: Deque[Tensor] = deque(maxlen=_REMEMBERED)  # 0-d bool: this pass was computed again already
+        self._passes: Deque[_Pass] = deque(maxlen=_REMEMBERED)
+        self._number = 0  # of forward passes so far
         self._errors = DeferredErrors()
 
-    def remember(self, draw: Tensor, fingerprint: Optional[Tensor]) -> None:
-        self._passes.append((draw, fingerprint))
-        self._repeated.append(torch.zeros((), dtype=torch.bool, device=draw.device))
+    def remember(self, draw: Tensor, fingerprint: Optional[Tensor], version: Optional[int]) -> None:
+        self._passes.append(_Pass(draw, fingerprint, version, torch.full_like(draw, _OPEN)))
+        self._number += 1
 
-    def find(self, fingerprint: Optional[Tensor], device: torch.device) -> Tensor:
+    def find(self, fingerprint: Optional[Tensor], version: Optional[int], device: torch.device) -> Tensor:
         """The mask's number of the forward pass that is being computed again."""
-        if len(self._passes) == 1:
-            self._repeated[0] = torch.ones_like(self._repeated[0])
-            return self._passes[0][0]
-        if fingerprint is None or any(known is None or known.device != device for _, known in self._passes):
+        known = [p.fingerprint for p in self._passes if p.fingerprint is not None and p.fingerprint.device == device]
+        if fingerprint is None or len(known) < len(self._passes):
+            if len(self._passes) == 1:
+                return self._passes[0].draw
             raise RuntimeError(_NOT_FOUND)
-        same = torch.stack([known for _, known in self._passes if known is not None]) == fingerprint
-        repeated = torch.stack(list(self._repeated))
-        fresh = same & ~repeated
-        found = fresh | (same & ~fresh.any())  # a pass that was repeated may be so once more
+        if not known:
+            raise RuntimeError(_NOT_FOUND)
+        same = torch.stack(known) == fingerprint
+        closed = torch.stack([p.closed for p in self._passes])
+        # Within one backward pass checkpoints in checkpoints compute a pass again more than once.
+        still_open = same & ((closed == _OPEN) | (closed == self._number))
+        of_these_weights = torch.stack(
+            [o if p.version == version else torch.zeros_like(o) for o, p in zip(still_open.unbind(), self._passes)]
+        )
+        found = same
+        for narrower in (still_open, of_these_weights):
+            found = narrower | (found & ~narrower.any())
         self._errors.unless(found.sum() == 1, _NOT_FOUND, RuntimeError)
-        self._repeated = deque((repeated | found).unbind(), maxlen=_REMEMBERED)
-        return (torch.stack([draw for draw, _ in self._passes]) * found).sum()
+        if not keeps_graph():
+            closed = closed.masked_fill(found, self._number)
+            self._passes = deque((p._replace(closed=c) for p, c in zip(self._passes, closed.unbind())), _REMEMBERED)
+        return (torch.stack([p.draw for p in self._passes]) * found).sum()
 
     # What is under way belongs to this module's graph, not to a copy's.
     def __deepcopy__(self, memo: Any) -> "_Outstanding":
@@ -198,7 +235,7 @@ def seed_from(weights: Tensor) -> Tensor:
 
 
 #: the dropouts of this process by their numbers: an operator takes no module
-_OWNERS: "WeakValueDictionary[int, SharedDropout]" = WeakValueDictionary()
+_OWNERS: "weakref.WeakValueDictionary[int, SharedDropout]" = weakref.WeakValueDictionary()
 
 
 @operator(
