@@ -1,12 +1,15 @@
 """What holds for every quantizer that a host may be given: all adapters, the plain one, with a remap, and Gumbel's."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_prior
+from tests.conftest import ROOT, make_prior
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.hosts.quantizer_config import ADAPTERS
 from vqct_plugin.quantizer import CodebookTransferQuantizer
@@ -51,3 +54,51 @@ def test_built_and_run_on_the_meta_device_nothing_constant_is_lost(cls, remap, t
         outputs.append(tensors_in(quantizer(z)))
     assert outputs[0]
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outputs))
+
+
+IN_AN_OLDER_TORCH = """
+import torch
+import torch._dynamo
+
+del torch.library.custom_op  # so torch 2.0 to 2.3 look
+depth = [0]
+
+
+def disable(method):
+    def eager(*args, **options):
+        depth[0] += 1
+        try:
+            return method(*args, **options)
+        finally:
+            depth[0] -= 1
+
+    return eager
+
+
+torch._dynamo.disable = disable
+
+from tests.hosts.test_adapters import CLASSES, make_prior
+from vqct_plugin.dropout import SharedDropout
+
+seen = []
+forward = SharedDropout.forward
+SharedDropout.forward = lambda self, *args: (seen.append(("mask", depth[0] > 0)), forward(self, *args))[1]
+for cls in CLASSES:
+    quantizer = cls(40, 16, prior=make_prior())
+    check = quantizer._check_input
+    quantizer._check_input = lambda z, check=check: (seen.append(("quantizing", depth[0] > 0)), check(z))[1]
+    seen.clear()
+    quantizer(torch.randn(2, 16, 4, 4))
+    print(cls.__name__, *[f"{what}:{eager}" for what, eager in seen])
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.library, "custom_op"), reason="an older torch is what this stands for")
+def test_before_torch_2_4_every_quantizer_stays_eager_inside_a_compiled_model():
+    """Its masks and the search for codes run in a method that ``torch._dynamo.disable`` keeps out of the graph."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-c", IN_AN_OLDER_TORCH]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stdout.splitlines() if "mask:" in line]
+    assert lines == [f"{cls.__name__} quantizing:True mask:True" for cls in CLASSES]
