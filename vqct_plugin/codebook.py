@@ -268,6 +268,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         return self
 
+    @eager_before_2_4
     def _codes_in_use(self, dropout: Optional[bool] = None, fingerprint: Optional[Tensor] = None) -> Tensor:
         if self._frozen is not None:
             return self._still_frozen(self._frozen)

@@ -199,6 +199,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
         return z_q, loss if more is None else loss + more, (None, None, self._arrange_indices(chosen, z))
 
+    @eager_before_2_4  # an adapter's forward calls it
     def _quantize_map(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
         there are any, and indices (N, T)."""
