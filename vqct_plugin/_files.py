@@ -78,8 +78,9 @@ def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
         _written_beside(path, data, overwrite, old)
 
 
-def _keep_owner_and_mode(handle: int, old: os.stat_result) -> None:
-    """Give an open file the owner, the group and the permissions of the one that it replaces."""
+def _keep_owner(handle: int, old: os.stat_result) -> None:
+    """Give an open file the owner and the group of the one that it replaces; its permissions come after that, because a
+    change of owner takes some of them away."""
     new = os.fstat(handle)
     if hasattr(os, "fchown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
         for owner in (old.st_uid, -1):  # who may not give files away may still know the group
@@ -88,8 +89,6 @@ def _keep_owner_and_mode(handle: int, old: os.stat_result) -> None:
                 break
             except OSError:
                 continue
-    if hasattr(os, "fchmod"):  # after the owner: a change of owner takes some of the permissions away
-        os.fchmod(handle, stat.S_IMODE(old.st_mode))
 
 
 def _written_without_a_name(path: Path, data: bytes, overwrite: bool, old: Optional[os.stat_result]) -> bool:
@@ -105,7 +104,8 @@ def _written_without_a_name(path: Path, data: bytes, overwrite: bool, old: Optio
         file.flush()
         os.fsync(file.fileno())
         if old is not None:
-            _keep_owner_and_mode(file.fileno(), old)
+            _keep_owner(file.fileno(), old)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
         source = f"/proc/self/fd/{file.fileno()}"
         name = path if not overwrite else path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -133,7 +133,7 @@ def _written_beside(path: Path, data: bytes, overwrite: bool, old: Optional[os.s
             file.flush()
             os.fsync(file.fileno())
             if old is not None:
-                _keep_owner_and_mode(file.fileno(), old)
+                _keep_owner(file.fileno(), old)
         # mkstemp's files are private; ours are shared as other files are
         os.chmod(name, 0o666 & ~_umask() if old is None else stat.S_IMODE(old.st_mode))
         if overwrite:
