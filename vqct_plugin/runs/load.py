@@ -91,8 +91,31 @@ def build_over_checkpoint(config: Any, checkpoint: Path, options: Dict[str, Any]
         CheckpointError: the checkpoint cannot be read.
         PriorError: it holds a damaged prior.
     """
+    if not any(_is_gone(_find_prior(params)) for params in _list_stages(config).values()):
+        return build_model(config, options)  # a checkpoint is large, and is read again for its weights
     with _priors_of(config, read_state_dict(checkpoint), only_missing=True):
         return build_model(config, options)
+
+
+def _list_stages(config: Any) -> Dict[str, Any]:
+    """The params of a config's model and of its inner models, by the prefix that each has in the model's state."""
+    params = config.model.get("params") or OmegaConf.create()
+    stages = {"": params}
+    for name in ("first_stage", "cond_stage"):
+        stage = params.get(f"{name}_config")
+        if OmegaConf.is_dict(stage):
+            stages[f"{name}_model."] = stage.get("params") or OmegaConf.create()
+    return stages
+
+
+def _find_prior(params: Any) -> Any:
+    """The prior that a model's params name; None where they name none."""
+    inner = params.get("quantizer_config")  # where a patched host has it
+    return ((inner.get("params") or {}) if OmegaConf.is_dict(inner) else params).get("prior")
+
+
+def _is_gone(named: Any) -> bool:
+    return named is not None and named != "default" and not Path(str(named)).exists()
 
 
 @contextmanager
@@ -100,15 +123,9 @@ def _priors_of(config: Any, weights: Mapping[str, Any], only_missing: bool = Fal
     """Within: the config names the priors that the checkpoint holds, not the files they once came from, which may be
     gone, or others, by now. With ``only_missing`` files that are still there stay named, and a state that was made from
     another prior is refused when it is loaded."""
-    params = config.model.get("params") or OmegaConf.create()
-    stages = {"": params}
-    for name in ("first_stage", "cond_stage"):
-        stage = params.get(f"{name}_config")
-        if OmegaConf.is_dict(stage):
-            stages[f"{name}_model."] = stage.get("params") or OmegaConf.create()
     before = []
     with tempfile.TemporaryDirectory() as folder:
-        for prefix, own in stages.items():
+        for prefix, own in _list_stages(config).items():
             prior = prior_in(weights, f"{prefix}quantize.")
             if prior is None:
                 continue
@@ -117,7 +134,7 @@ def _priors_of(config: Any, weights: Mapping[str, Any], only_missing: bool = Fal
                 inner.setdefault("params", {})
                 place = inner.params
             named = place.get("prior")
-            if only_missing and (named is None or named == "default" or Path(str(named)).exists()):
+            if only_missing and not _is_gone(named):
                 continue
             file = Path(folder) / f"{prefix}safetensors"
             prior.save(file)
