@@ -22,7 +22,7 @@ from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.language_model import LanguageModel, first_line
 from vqct_plugin.building.pooling import POOLING_FILE, POOLINGS, check_pooling, choose_device, pool, read_pooling
 
-_logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 #: the authors' prompts, of one form for all that is no adjective
 PROMPTS = {
@@ -157,7 +157,7 @@ class PromptEncodings:
             described = [POOLINGS[name][0] for name in names]
             self.pooling = ", then ".join(described).replace("over tokens", f"over {of_encoder}tokens")
             if not own and self._language_model.is_folder:
-                _logger.warning(
+                _log.warning(
                     "how %r is pooled is a guess, %s: its folder has no %s, in which models of sentence-transformers "
                     "(BGE, E5, GTE) say it, and which save_pretrained leaves out. If it is one of them, get all of its "
                     "files (hf download NAME --local-dir FOLDER); or say how it is pooled: pooling is one of %s",

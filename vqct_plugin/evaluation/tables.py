@@ -59,9 +59,9 @@ def make_rows(figures: Sequence[RunFigures]) -> List[Dict[str, str]]:
         shown["of photographs"] = lambda its: f"{its.photographs:,}"
     for name, figure in _list_figures(figures).items():
         shown[figure.title] = partial(_format_figure, name=name, digits=figure.digits)
-    shown["codes in use"] = lambda its: _join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}")
-    shown["perplexity"] = lambda its: _join_parts(its, lambda u: f"{u.perplexity:.0f}")
-    shown["dead codes"] = lambda its: _join_parts(its, lambda u: f"{len(u.dead):,}")
+    shown["codes in use"] = lambda its: join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}")
+    shown["perplexity"] = lambda its: join_parts(its, lambda u: f"{u.perplexity:.0f}")
+    shown["dead codes"] = lambda its: join_parts(its, lambda u: f"{len(u.dead):,}")
     shown["tokens per image"] = lambda its: f"{its.tokens:,}"
     shown["bits per image"] = lambda its: f"{its.bits:,.0f}"
     shown["bits per position"] = lambda its: f"{its.bits / its.positions:.1f}"
@@ -146,12 +146,10 @@ def _format_mean(mean: float, interval: Sequence[float], how: str) -> str:
     return f"{mean:{how}} ({low:{how}} to {high:{how}})" if math.isfinite(low) else f"{mean:{how}}"
 
 
-def _join_parts(its: RunFigures, text: Any) -> str:
-    return ", ".join(f"{text(usage)}{_name_part(part)}" for part, usage in its.usage.items())
-
-
-def _name_part(part: str) -> str:
-    return "" if part in ("codes", "joint") else f" {part}s"
+def join_parts(its: RunFigures, text: Any) -> str:
+    """``text(usage)`` of each part of speech, with the part's name where there are several."""
+    parts = {part: "" if part in ("codes", "joint") else f" {part}s" for part in its.usage}
+    return ", ".join(f"{text(usage)}{parts[part]}" for part, usage in its.usage.items())
 
 
 def write_tables(figures: Sequence[RunFigures], folder: Path) -> None:

@@ -15,7 +15,7 @@ from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["CVQQuantizer"]
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def obey_options(
@@ -41,7 +41,7 @@ def obey_options(
     }
     obeyed = with_host_options(config, refused)
     if distance == "cos" and "l2_normalize" not in obeyed["params"]:
-        logger.warning(
+        _log.warning(
             "distance is 'cos', which is of CVQ-VAE's own quantizer: %s looks for the nearest code by l2. Codes and z "
             "of length 1, where the nearest has the highest cosine, are `l2_normalize: true` in the params of "
             "quantizer_config",

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from vqct_plugin.evaluation.figures import RunFigures
 from vqct_plugin.evaluation.rates import label_rate, warn_of_rates
 from vqct_plugin.evaluation.runs import evaluate_runs
-from vqct_plugin.evaluation.tables import format_latex, format_table, make_difference_rows, write_file
+from vqct_plugin.evaluation.tables import format_latex, format_table, join_parts, make_difference_rows, write_file
 from vqct_plugin.report.page import choose_images, make_report
 from vqct_plugin.report.pictures import draw_comparison
 from vqct_plugin.report.words import encode_images
@@ -187,20 +187,14 @@ def _write_table(figures: Sequence[RunFigures], seconds: Mapping[str, float], fo
 
 
 def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
-    in_use = [f"{u.in_use:,} of {u.codes:,}{_name_part(part)}" for part, u in its.usage.items()]
-    perplexity = [f"{u.perplexity:.0f}{_name_part(part)}" for part, u in its.usage.items()]
     return {
         "model": its.name,
         "PSNR": f"{its.mean['psnr']:.2f} dB",
         "SSIM": f"{its.mean['ssim']:.3f}" if "ssim" in its.mean else "-",
-        "codes in use": ", ".join(in_use),
-        "perplexity": ", ".join(perplexity),
+        "codes in use": join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}"),
+        "perplexity": join_parts(its, lambda u: f"{u.perplexity:.0f}"),
         "tokens per image": f"{its.tokens:,}",
         "bits per image": f"{its.bits:,.0f}",
         "bits by entropy": f"{its.entropy:,.0f}",
         "seconds": f"{seconds:.0f}",
     }
-
-
-def _name_part(part: str) -> str:
-    return "" if part in ("codes", "joint") else f" {part}s"
