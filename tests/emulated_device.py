@@ -208,6 +208,38 @@ def entries_do_not_wait(device):
             quantizer.embed_code(indices.view(b, -1))
 
 
+def a_module_that_a_wrapper_moved_is_copied_once(device):
+    """Parameters moved one by one, as wrappers do that shard them: what never changes follows in the first step."""
+    quantizer, (b, c, h, w) = small("cpu")
+    for module in quantizer.modules():
+        for name, parameter in list(module._parameters.items()):
+            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(device))
+    z = torch.randn(b, c, h, w).to(device)
+
+    def train_and_decode():
+        step(quantizer, z)
+        with torch.no_grad():
+            _, _, (_, _, indices) = quantizer(z)
+            quantizer.get_codebook_entry(indices, (b, h, w, c))
+
+    train_and_decode()
+    copied = []
+    to = torch.Tensor.to
+
+    def counted(tensor, *args, **options):
+        moved = to(tensor, *args, **options)
+        if moved.device.type == NAME and tensor.device.type == "cpu":
+            copied.append(tuple(tensor.shape))
+        return moved
+
+    torch.Tensor.to = counted
+    try:
+        train_and_decode()
+    finally:
+        torch.Tensor.to = to
+    assert copied == []
+
+
 def far_from_the_origin(device):
     lookup_is_right_far_from_the_origin(device, 1000)
 
@@ -246,6 +278,7 @@ CHECKS = (
     a_lookup_does_not_wait,
     a_training_step_does_not_wait,
     entries_do_not_wait,
+    a_module_that_a_wrapper_moved_is_copied_once,
     equal_codes_come_lowest_first,
     far_from_the_origin,
     a_diverged_encoder_is_told_of,

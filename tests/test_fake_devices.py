@@ -26,6 +26,7 @@ EMULATED = (
     "a_lookup_does_not_wait",
     "a_training_step_does_not_wait",
     "entries_do_not_wait",
+    "a_module_that_a_wrapper_moved_is_copied_once",
     "equal_codes_come_lowest_first",
     "far_from_the_origin",
     "a_diverged_encoder_is_told_of",
