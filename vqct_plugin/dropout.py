@@ -15,7 +15,16 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake, keeps_graph, running_ddp, version_of
+from vqct_plugin._torch import (
+    compiling,
+    in_backward,
+    in_func_transform,
+    is_fake,
+    keeps_graph,
+    running_ddp,
+    tracing,
+    version_of,
+)
 
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
@@ -78,6 +87,10 @@ class SharedDropout(nn.Module):
             raise RuntimeError(
                 "torch.func's transforms cannot count this dropout's masks; call the quantizer in evaluation mode, or "
                 "build it with dropout=0"
+            )
+        if tracing():
+            raise RuntimeError(
+                "an exported graph cannot draw dropout's masks; call .eval() on the module before exporting it"
             )
         dropped = round(self.p * 2**16)
         if not compiling() and in_backward():
