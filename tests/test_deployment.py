@@ -131,7 +131,7 @@ def test_a_stale_frozen_codebook_is_not_exported(way):
             out = WAYS[way](module, x)
             assert torch.isnan(out[1] if module is encode else out).all()
         else:
-            with pytest.raises(RuntimeError, match="call freeze_codebook\\(\\) again"):
+            with pytest.raises(RuntimeError, match=r"call freeze_codebook\(\) again"):
                 WAYS[way](module, x)
     assert torch.allclose(WAYS[way](Decode(encode.quantize.freeze_codebook()), indices), decode(indices), atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_a_stale_frozen_codebook_gives_nothing_that_looks_right_in_onnx(tmp_path
 @pytest.mark.parametrize("way", ["torch.export", "torch.jit.trace"])
 def test_exporting_in_training_mode_is_refused_in_a_sentence(way):
     encode, _, z, _, _ = pair("two", 1, False)
-    with pytest.raises(RuntimeError, match="call .eval\\(\\) on the module before exporting it"):
+    with pytest.raises(RuntimeError, match=r"call \.eval\(\) on the module before exporting it"):
         WAYS[way](encode.train(), z)
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests import device_checks as checks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_prior
+from vqct_plugin import CodebookTransferQuantizer
 
 torch2 = pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch.compile needs torch 2")
 CPU = torch.device("cpu")
@@ -135,6 +136,30 @@ def test_shapes_under_fake_tensors(training):
         z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w))
         assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
         assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
+
+
+@torch2
+@pytest.mark.parametrize("where", ["built there", "brought there", "the meta device"])
+def test_training_on_shapes_counts_no_mask_and_leaves_the_quantizer_as_it_was(where):
+    """Forward and backward; afterwards the quantizer trains on values as if nothing had been.
+
+    Does not cover any value on the way.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    quantizer, shape = checks.small(CPU)
+    untouched, z = copy.deepcopy(quantizer), torch.randn(shape)
+    if where == "the meta device":
+        quantizer.to("meta")
+        checks.loss_of(quantizer, z.to("meta").requires_grad_()).backward()
+        quantizer.to_empty(device="cpu").load_state_dict(untouched.state_dict())
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            used = CodebookTransferQuantizer(60, 24, prior=make_prior()) if where == "built there" else quantizer
+            for _ in range(2):
+                checks.loss_of(used, torch.empty(shape, requires_grad=True)).backward()
+    quantizer.zero_grad(set_to_none=True)
+    assert torch.equal(checks.loss_of(quantizer, z), checks.loss_of(untouched, z))
 
 
 def test_lightnings_average_keeps_the_graph(tmp_path):
