@@ -25,12 +25,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tests.device_checks import (
+    a_wrong_index_is_told_of,
     assert_alike,
     equal_codes_come_lowest_first,
     gradients,
     lookup_is_right_far_from_the_origin,
     loss_of,
     small,
+    told,
 )
 from vqct_plugin.lookup import nearest
 
@@ -244,16 +246,6 @@ def far_from_the_origin(device):
     lookup_is_right_far_from_the_origin(device, 1000)
 
 
-def told(call, calls=5):
-    """What a quantizer says in one of the next calls: at once, or when the device has answered."""
-    for _ in range(calls):
-        try:
-            call()
-        except (ValueError, RuntimeError) as error:
-            return str(error)
-    return f"nothing, in {calls} calls"
-
-
 def a_diverged_encoder_is_told_of(device):
     quantizer, shape = small(device)
     z = torch.full(shape, float("nan")).to(device)
@@ -282,6 +274,7 @@ CHECKS = (
     equal_codes_come_lowest_first,
     far_from_the_origin,
     a_diverged_encoder_is_told_of,
+    a_wrong_index_is_told_of,
     changed_weights_behind_a_frozen_codebook_are_told_of,
 )
 

@@ -31,6 +31,7 @@ EMULATED = (
     "equal_codes_come_lowest_first",
     "far_from_the_origin",
     "a_diverged_encoder_is_told_of",
+    "a_wrong_index_is_told_of",
     "changed_weights_behind_a_frozen_codebook_are_told_of",
 )
 
@@ -197,6 +198,11 @@ def in_a_process_of_its_own(check, device, make, *more):
     command = [sys.executable, "-c", code, check, device, make, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_wrong_index_is_told_of():
+    """The CPU's way; the other is in the emulated device's check of this name."""
+    checks.a_wrong_index_is_told_of(CPU)
 
 
 @pytest.mark.parametrize("times", [1, 1000])
