@@ -401,7 +401,8 @@ def test_lightnings_averaging_keeps_the_codebook(tmp_path):
 
 
 def test_averages_that_hosts_keep_are_of_the_weights_alone():
-    """LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma``, by what they go through: named parameters."""
+    """What LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma`` go through: named parameters. The real ones run
+    in tests/hosts/real_hosts.py, where ``VQCT_HOSTS`` names the hosts' checkouts."""
     quantizer = make("two")
     average = copy.deepcopy(quantizer)
     trained_a_little(quantizer)
