@@ -2,6 +2,8 @@
 
 Everything here runs on a CPU. ``inductor`` compiles for the CPU then; the partitioner that decides what the backward
 pass computes again is the same one. tests/gpu does it on a GPU.
+
+This file is long: a section for each switch, which share what compares gradients.
 """
 
 import copy
