@@ -152,6 +152,37 @@ def two_checkpointed_forwards_are_right_or_refused(device, make, use_reentrant):
         assert_alike(gradients(quantizer, *ours), gradients(reference, *theirs))
 
 
+def told(call, calls=5):
+    """What a quantizer says in one of the next calls: at once, or when the device has answered."""
+    for _ in range(calls):
+        try:
+            call()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return f"nothing, in {calls} calls"
+
+
+def a_wrong_index_is_told_of(device):
+    """A code of another part, or of none; in either way to decode. Afterwards right ones are decoded as before."""
+    quantizer, (b, c, h, w) = small(device)
+    quantizer.eval()
+    with torch.no_grad():
+        expected, _, (_, _, indices) = quantizer(torch.randn(b, c, h, w).to(device))
+        for bad in (quantizer.n_e - 1, quantizer.n_e, -1):  # the first token is an adjective
+            wrong = torch.cat([torch.full_like(indices[:1], bad), indices[1:]])
+            ways = (
+                lambda i: quantizer.get_codebook_entry(i, (b, h, w, c)),
+                lambda i: quantizer.embed_code(i.view(b, -1)),
+            )
+            for decode in ways:
+                said = told(lambda decode=decode, wrong=wrong: decode(wrong))
+                assert "token" in said or "expected 0 to" in said, said
+                told(lambda decode=decode: decode(indices))  # what else was under way
+                assert_alike([decode(indices).to("cpu")], [expected.to("cpu")], 1e-6, "map")
+
+
 #: what users write to have TF32, by the old switch, the new one, and both
 TF32 = {
     "old": lambda: torch.set_float32_matmul_precision("high"),

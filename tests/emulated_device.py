@@ -26,12 +26,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tests.device_checks import (
+    a_wrong_index_is_told_of,
     assert_alike,
     equal_codes_come_lowest_first,
     gradients,
     lookup_is_right_far_from_the_origin,
     loss_of,
     small,
+    told,
 )
 from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 from vqct_plugin.lookup import nearest
@@ -210,18 +212,40 @@ def entries_do_not_wait(device):
             quantizer.embed_code(indices.view(b, -1))
 
 
+def a_module_that_a_wrapper_moved_is_copied_once(device):
+    """Parameters moved one by one, as wrappers do that shard them: what never changes follows in the first step."""
+    quantizer, (b, c, h, w) = small("cpu")
+    for module in quantizer.modules():
+        for name, parameter in list(module._parameters.items()):
+            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(device))
+    z = torch.randn(b, c, h, w).to(device)
+
+    def train_and_decode():
+        step(quantizer, z)
+        with torch.no_grad():
+            _, _, (_, _, indices) = quantizer(z)
+            quantizer.get_codebook_entry(indices, (b, h, w, c))
+
+    train_and_decode()
+    copied = []
+    to = torch.Tensor.to
+
+    def counted(tensor, *args, **options):
+        moved = to(tensor, *args, **options)
+        if moved.device.type == NAME and tensor.device.type == "cpu":
+            copied.append(tuple(tensor.shape))
+        return moved
+
+    torch.Tensor.to = counted
+    try:
+        train_and_decode()
+    finally:
+        torch.Tensor.to = to
+    assert copied == []
+
+
 def far_from_the_origin(device):
     lookup_is_right_far_from_the_origin(device, 1000)
-
-
-def told(call, calls=5):
-    """What a quantizer says in one of the next calls: at once, or when the device has answered."""
-    for _ in range(calls):
-        try:
-            call()
-        except (ValueError, RuntimeError) as error:
-            return str(error)
-    return f"nothing, in {calls} calls"
 
 
 def a_diverged_encoder_is_told_of(device):
@@ -272,9 +296,11 @@ CHECKS = (
     a_lookup_does_not_wait,
     a_training_step_does_not_wait,
     entries_do_not_wait,
+    a_module_that_a_wrapper_moved_is_copied_once,
     equal_codes_come_lowest_first,
     far_from_the_origin,
     a_diverged_encoder_is_told_of,
+    a_wrong_index_is_told_of,
     changed_weights_behind_a_frozen_codebook_are_told_of,
     tamings_stage_2_says_at_once_what_it_cannot_decode,
 )

@@ -56,6 +56,24 @@ def test_casting_a_model_leaves_the_prior_as_it_is():
     assert torch.equal(quantizer.transfer.propagated, make("two").transfer.propagated)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_state_whose_floating_point_was_cast_loads_and_says_what_it_lacks(dtype):
+    """As tools write that make checkpoints small: its prior is the quantizer's own, rounded, and not damaged."""
+    first, second = make("two", seed=1), make("two", seed=1)
+    state = {key: v.to(dtype) if v.is_floating_point() else v for key, v in first.state_dict().items()}
+    second.load_state_dict(dict(state))
+    assert torch.equal(second.transfer.layer1.weight, first.transfer.layer1.weight.to(dtype).float())
+    assert torch.equal(second.state_dict()["prior.vectors"], first.state_dict()["prior.vectors"])
+    if dtype != torch.float64:
+        with pytest.raises(
+            PriorError, match=f"Its vectors are {dtype}: where .* build the quantizer with its prior file"
+        ):
+            CodebookTransferQuantizer.from_state_dict(dict(state))
+    state["prior.vectors"] = state["prior.vectors"] * 0.9
+    with pytest.raises(PriorError, match=r"prior\.vectors in the checkpoint is damaged"):
+        second.load_state_dict(state)
+
+
 OTHER = {
     "topk": ({"topk": 2}, "topk"),
     "edge_weight": ({"edge_weight": "log"}, "edge_weight"),

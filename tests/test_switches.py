@@ -2,6 +2,8 @@
 
 Everything here runs on a CPU. ``inductor`` compiles for the CPU then; the partitioner that decides what the backward
 pass computes again is the same one. tests/gpu does it on a GPU.
+
+This file is long: a section for each switch, which share what compares gradients.
 """
 
 import copy
@@ -401,7 +403,8 @@ def test_lightnings_averaging_keeps_the_codebook(tmp_path):
 
 
 def test_averages_that_hosts_keep_are_of_the_weights_alone():
-    """LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma``, by what they go through: named parameters."""
+    """What LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma`` go through: named parameters. The real ones run
+    in tests/hosts/real_hosts.py, where ``VQCT_HOSTS`` names the hosts' checkouts."""
     quantizer = make("two")
     average = copy.deepcopy(quantizer)
     trained_a_little(quantizer)
@@ -521,6 +524,19 @@ def test_what_torch_func_cannot_do_is_refused_in_a_sentence():
         torch.vmap(lambda z: quantizer(z[None])[0])(z)
 
 
+@needs_func
+def test_codes_of_the_wrong_part_decode_under_vmap_to_nothing_that_looks_right():
+    quantizer = make("two").eval()
+    indices = quantizer(torch.randn(3, 24, 4, 4))[2][2].view(3, -1)
+    indices[1, 3] = 50
+    decoded = torch.vmap(lambda i: quantizer.get_codebook_entry(i, (1, 4, 4, 24)))(indices)
+    expected = [quantizer.get_codebook_entry(indices[i], (1, 4, 4, 24)) for i in (0, 2)]
+    assert torch.allclose(decoded[::2], torch.stack(expected), atol=1e-6)
+    wrong = torch.isnan(decoded)
+    assert wrong[1, 0, :, 0, 3].all()
+    assert wrong.sum() == 24
+
+
 @pytest.mark.skipif(not hasattr(torch, "compile"), reason="an older torch.jit.script does not ask")
 def test_scripting_is_refused_in_a_sentence():
     for module in (make("two"), torch.nn.Sequential(make("two"))):
@@ -540,6 +556,25 @@ def test_the_meta_device_gives_shapes_and_no_word_is_lost_there():
         back = copy.deepcopy(quantizer).to("meta").to_empty(device="cpu")
         back.load_state_dict(state)
         assert torch.equal(back.embedding.weight, expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.Module, "to_empty"), reason="to_empty came with torch 1.8")
+@needs_compile
+def test_a_frozen_codebook_goes_to_the_meta_device_and_back():
+    quantizer = make("two").eval().freeze_codebook()
+    z = torch.randn(2, 24, 4, 4)
+    expected, state = quantizer(z)[0], copy.deepcopy(quantizer.state_dict())
+    quantizer.to("meta")
+    for _ in range(2):
+        assert quantizer(z.to("meta"))[0].shape == expected.shape
+    quantizer.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for p in quantizer.parameters():
+            p.fill_(1.0)  # what lay in the memory that to_empty took
+    with pytest.raises(RuntimeError, match="have changed"):
+        quantizer(z)
+    quantizer.load_state_dict(state)
+    assert torch.equal(quantizer(z)[0], expected)
 
 
 @needs_compile

@@ -89,6 +89,12 @@ def compiling() -> bool:
     return _is_compiling is not None and bool(_is_compiling())
 
 
+def in_dynamo() -> bool:
+    """Whether ``torch.compile``, or ``torch.export`` in its strict way, is reading this call's Python."""
+    asked = getattr(getattr(torch, "compiler", None), "is_dynamo_compiling", None)  # since torch 2.1
+    return asked is not None and bool(asked())
+
+
 def eager_before_2_4(method: Any) -> Any:
     """A decorator: on torch 2.0 to 2.3 ``torch.compile`` leaves the method as it is and compiles what is around it.
 
@@ -108,6 +114,15 @@ def tracing() -> bool:
         return bool(torch.jit.is_tracing()) if hasattr(torch.jit, "is_tracing") else bool(torch._C._get_tracing_state())
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return exporting is not None and bool(exporting())
+
+
+def without_modes() -> ContextManager[Any]:
+    """A context in which ``torch.export``, if it is at work, does not see what is computed: tensors have values."""
+    if not compiling():
+        return nullcontext()
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def in_func_transform() -> bool:

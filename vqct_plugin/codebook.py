@@ -23,6 +23,7 @@ from vqct_plugin._torch import (
     batched_by_vmap,
     compiling,
     eager_before_2_4,
+    in_dynamo,
     in_func_transform,
     is_fake,
     on_the_host,
@@ -260,7 +261,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         with torch.no_grad():
             codes = self._codes_in_use(dropout=False).clone()
-            self._frozen = FrozenCodebook(codes, [w.detach().clone() for w in self._sources()])
+            self._frozen = FrozenCodebook.of(codes, self._sources())
         return self
 
     def unfreeze_codebook(self: Self) -> Self:
@@ -284,16 +285,18 @@ class TransferredCodebook(nn.Module):
     def _still_frozen(self, frozen: FrozenCodebook) -> Tensor:
         if self.training:
             raise RuntimeError("the codebook is frozen for inference; call unfreeze_codebook() before training")
-        if tracing():
+        if tracing() and not in_dynamo():
+            if frozen.is_stale():
+                raise RuntimeError(_STALE)
             return frozen.codes  # it becomes a constant of the graph
-        unchanged = frozen.unchanged(self._sources())
+        sources = self._sources()
+        if not compiling() and _any_fake(sources):
+            return frozen.codes.to(sources[0].device)  # shapes
+        unchanged = frozen.unchanged(sources)
         if compiling():
             return frozen.codes * torch.where(unchanged, 1.0, float("nan"))
-        self._errors.unless(
-            unchanged,
-            "the weights behind a frozen codebook have changed; call freeze_codebook() again, or unfreeze_codebook()",
-            RuntimeError,
-        )
+        if not is_fake(unchanged):
+            self._errors.unless(unchanged, _STALE, RuntimeError)
         return frozen.codes
 
     def _as_indices(self, indices: Tensor) -> Tensor:
@@ -322,8 +325,8 @@ class TransferredCodebook(nn.Module):
         codes = self._codes_in_use(dropout=False)
         tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
         vectors = torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1)
-        if compiling() and not tracing():  # no error can be raised here; what is refused elsewhere is NaN
-            first, last = self.token_bounds.to(at.device).unbind(0)
+        if compiling() or tracing() or in_func_transform():  # nothing is raised here; what is refused elsewhere is NaN
+            first, last = self._bounds_on(at.device)
             wrong = ((at < first) | (at >= last)).any(dim=1, keepdim=True)
             vectors = vectors.masked_fill(wrong, float("nan"))
         return vectors.reshape(*positions, self.e_dim)
@@ -332,7 +335,7 @@ class TransferredCodebook(nn.Module):
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
         if compiling() or tracing() or in_func_transform() or is_fake(at) or at.numel() == 0:
             return at
-        first, last = self.token_bounds.to(at.device).unbind(0)
+        first, last = self._bounds_on(at.device)
         if not on_the_host(at):
             self._errors.unless(
                 ((at >= first) & (at < last)).all(), "an index is outside the range of codes that its token can take"
@@ -348,6 +351,13 @@ class TransferredCodebook(nn.Module):
                 "tokens of its positions, then all second ones"
             )
         return at
+
+    def _bounds_on(self, device: torch.device) -> Sequence[Tensor]:
+        """``token_bounds`` on a device, where they stay: the first code of each token, and the one after the last."""
+        bounds = self.token_bounds.to(device)
+        if bounds is not self.token_bounds and not tracing() and not is_fake(bounds):
+            self.token_bounds = bounds
+        return bounds.unbind(0)
 
     def _check_input(self, z: Tensor) -> Optional[Tensor]:
         """Refuse what is not a map. Returns a number that tells this z from others, where the dropout asks for it."""
@@ -380,13 +390,16 @@ class TransferredCodebook(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         frozen = self._frozen
-        current = frozen is not None and bool(frozen.unchanged(self._sources()))
+        current = frozen is not None and not _any_fake(self._sources()) and bool(frozen.unchanged(self._sources()))
         super()._apply(fn, *args, **kwargs)
         self.part_of_speech = moved_like(fn, self.part_of_speech)
         self.token_bounds = moved_like(fn, self.token_bounds)
         if frozen is not None:
-            weights = self._sources() if current else frozen.weights
-            self._frozen = FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
+            codes, sources = moved_like(fn, frozen.codes), self._sources()
+            known = current and not _any_fake(sources)  # the meta device has no values to compare with later
+            self._frozen = (
+                FrozenCodebook.of(codes, sources) if known else FrozenCodebook(codes, frozen.weights, sources)
+            )
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -414,6 +427,13 @@ class TransferredCodebook(nn.Module):
             "torch.jit.script cannot compile this quantizer; use torch.compile to make it faster, torch.export or "
             "torch.onnx.export (after freeze_codebook()) to run it without this package"
         )
+
+
+_STALE = "the weights behind a frozen codebook have changed; call freeze_codebook() again, or unfreeze_codebook()"
+
+
+def _any_fake(tensors: Sequence[Tensor]) -> bool:
+    return any(map(is_fake, tensors))
 
 
 def _describe_transfer(transfer: TransferLike) -> Any:

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from vqct_plugin._deferred import DeferredErrors, is_capturing
 from vqct_plugin._operators import operator
-from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake, keeps_graph, running_ddp, version_of
+from vqct_plugin._torch import (
+    compiling,
+    in_backward,
+    in_func_transform,
+    is_fake,
+    keeps_graph,
+    running_ddp,
+    tracing,
+    version_of,
+)
 
 _ERRORS = DeferredErrors()
 _UNSET = -1  # a seed that nobody has asked for yet
@@ -72,28 +81,40 @@ class SharedDropout(nn.Module):
         """
         if self.p == 0:
             return x
-        if self.draws.device != x.device:
-            self.seed, self.draws = self.seed.to(x.device), self.draws.to(x.device)
         if in_func_transform():
             raise RuntimeError(
                 "torch.func's transforms cannot count this dropout's masks; call the quantizer in evaluation mode, or "
                 "build it with dropout=0"
             )
+        if tracing():
+            raise RuntimeError(
+                "an exported graph cannot draw dropout's masks; call .eval() on the module before exporting it"
+            )
         dropped = round(self.p * 2**16)
-        if not compiling() and in_backward():
-            draw = self._outstanding.find(fingerprint, version_of(weights), x.device)
+        if not compiling() and is_fake(x):  # a shape only: nothing is drawn, and nothing counted
+            seed = draw = torch.zeros((), dtype=torch.int64, device=x.device)
         else:
-            if compiling() or not self._seeded:
-                self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
-                self._seeded = self._seeded or not compiling()
-            if not compiling():
-                self._agree()
-            draw = self.draws.clone()
-            self.draws += 1
-            if not compiling():
-                self._outstanding.remember(draw, fingerprint, version_of(weights))
-        keep = kept(self.seed, draw, x.numel(), dropped, self.owner).view(x.shape)
+            draw = self._draw(x.device, weights, fingerprint)
+            seed = self.seed
+        keep = kept(seed, draw, x.numel(), dropped, self.owner).view(x.shape)
         return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
+
+    def _draw(self, device: torch.device, weights: Tensor, fingerprint: Optional[Tensor]) -> Tensor:
+        """The number of this forward pass's mask: the next one, or in a backward pass that of the pass it repeats."""
+        if self.draws.device != device:
+            self.seed, self.draws = self.seed.to(device), self.draws.to(device)
+        if not compiling() and in_backward():
+            return self._outstanding.find(fingerprint, version_of(weights), device)
+        if compiling() or not self._seeded:
+            self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
+            self._seeded = self._seeded or not compiling()
+        if not compiling():
+            self._agree()
+        draw = self.draws.clone()
+        self.draws += 1
+        if not compiling():
+            self._outstanding.remember(draw, fingerprint, version_of(weights))
+        return draw
 
     def _agree(self) -> None:
         """Where this is the first mask inside a DDP, take both integers from its first process. Only there do all

@@ -69,7 +69,7 @@ class QuantizerState:
             self._compare({"fingerprint": str(header.get("fingerprint")), "description": _description(header)})
             for name in ARRAYS:
                 there, here = theirs[f"prior.{name}"], self.tensors[f"prior.{name}"]
-                if there is not None and not torch.equal(there.detach().cpu(), here):
+                if there is not None and not _same_values(there, here):
                     raise PriorError(
                         f"prior.{name} in the checkpoint is damaged: its header matches this quantizer's prior, "
                         "but its values differ. This happens when whole state dicts are "
@@ -117,8 +117,26 @@ def prior_in(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPri
     if missing:
         raise PriorError(f"the state has {prefix}prior.header, but no {prefix}prior.{missing[0]}: it is not complete")
     header = _json(state[f"{prefix}prior.header"], "prior.header")
-    arrays = {name: state[f"{prefix}prior.{name}"].detach().cpu().numpy() for name in ARRAYS}
-    return CodebookPrior.from_header(header, arrays)
+    tensors = {name: state[f"{prefix}prior.{name}"].detach().cpu() for name in ARRAYS}
+    dtype = tensors["vectors"].dtype
+    if dtype not in (torch.float16, torch.float32):
+        tensors["vectors"] = tensors["vectors"].float()
+    try:
+        return CodebookPrior.from_header(header, {name: tensor.numpy() for name, tensor in tensors.items()})
+    except PriorError as error:
+        raise PriorError(
+            f"{prefix}prior in the state: {error}. Its vectors are {dtype}: where a state's floating point was cast as "
+            "a whole, the prior's own values are gone; build the quantizer with its prior file, and load the state "
+            "into it"
+        ) from error
+
+
+def _same_values(there: Tensor, here: Tensor) -> bool:
+    """Whether a checkpoint has our values, or what became of them when its floating point was cast as a whole."""
+    there = there.detach().cpu()
+    if there.is_floating_point() and here.is_floating_point():
+        here = here.to(there.dtype)
+    return there.shape == here.shape and there.dtype == here.dtype and torch.equal(there, here)
 
 
 def _tensor_of(array: np.ndarray) -> Tensor:

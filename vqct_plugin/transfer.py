@@ -16,7 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import at_least_float32, in_func_transform
+from vqct_plugin._torch import at_least_float32, in_func_transform, is_fake, tracing
 from vqct_plugin.dropout import SharedDropout, moved_like
 from vqct_plugin.prior import CodebookPrior
 from vqct_plugin.terms import import_by_name
@@ -45,9 +45,15 @@ class Transfer(nn.Module):
         self._constants += (name,)
 
     def constant(self, name: str, like: Tensor) -> Tensor:
-        """A tensor that :meth:`hold` keeps, on the device of ``like``."""
+        """A tensor that :meth:`hold` keeps, on the device of ``like``; it stays there, so that it is copied once where
+        a wrapper moves parameters without ``Module._apply``."""
         held: Tensor = getattr(self, name)
-        return held if held.device == like.device else held.to(like.device)
+        if held.device == like.device:
+            return held
+        moved = held.to(like.device)
+        if not tracing() and not is_fake(moved):
+            setattr(self, name, moved)
+        return moved
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
