@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from tests.conftest import make_prior
 from vqct_plugin import CodebookTransferQuantizer
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 
 
 def small(device, **options):
@@ -262,7 +262,7 @@ def lookup_is_right_far_from_the_origin(device, times, number=4096, codes=1024, 
     offset = times * F.normalize(torch.randn(dim), dim=0) * dim**0.5
     z, table = torch.randn(number, dim) + offset, torch.randn(codes, dim) + offset
     for k in (1, 2):
-        assert_nearest(z, table, nearest(z.to(device), table.to(device), k))
+        assert_nearest(z, table, find_nearest(z.to(device), table.to(device), k))
 
 
 def equal_codes_come_lowest_first(device):
@@ -270,7 +270,7 @@ def equal_codes_come_lowest_first(device):
     expected = torch.from_numpy(
         np.argsort((z.double()[:, None] - codes.double()).pow(2).sum(-1).numpy(), axis=1, kind="stable")[:, :1]
     )
-    assert torch.equal(nearest(z.to(device), codes.repeat(2, 1).to(device), 1).cpu(), expected)
+    assert torch.equal(find_nearest(z.to(device), codes.repeat(2, 1).to(device), 1).cpu(), expected)
 
 
 class Autoencoder(nn.Module):

@@ -36,7 +36,7 @@ from tests.device_checks import (
     told,
 )
 from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 
 NAME = "toy"
 #: what reads a value on the host, and so waits for a device
@@ -190,7 +190,7 @@ def a_lookup_does_not_wait(device):
     z, codes = torch.randn(50, 8).to(device), torch.randn(20, 8).to(device)
     with without("waiting"):
         for k in (1, 3):
-            nearest(z, codes, k)
+            find_nearest(z, codes, k)
 
 
 def a_training_step_does_not_wait(device):

@@ -13,7 +13,7 @@ from tests.test_quantizer import make
 from vqct_plugin import CodebookTransferQuantizer
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.state import prior_in, settings_in
+from vqct_plugin.state import read_prior, read_settings
 
 
 @pytest.mark.parametrize("parts", ["joint", "one", "two", "three"])
@@ -28,9 +28,9 @@ def test_a_quantizer_is_made_again_from_its_state_alone(parts, transfer, tmp_pat
     z = torch.randn(2, 24, 4, 4)
     for ours, theirs in zip(first(z), again(z)):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else torch.equal(ours[2], theirs[2])
-    assert prior_in(state, "quantize.").fingerprint == first.prior.fingerprint
-    assert prior_in(state) is None
-    assert settings_in(state) == {}
+    assert read_prior(state, "quantize.").fingerprint == first.prior.fingerprint
+    assert read_prior(state) is None
+    assert read_settings(state) == {}
 
 
 def test_the_state_holds_the_words_once_and_in_the_precision_they_have():

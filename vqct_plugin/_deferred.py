@@ -39,7 +39,7 @@ class DeferredErrors:
             answer = condition.detach().to("cpu", non_blocking=True)
         else:
             answer = condition.detach().clone()
-        self._pending.append(_Pending(_recorded_event(condition.device), answer, message, error))
+        self._pending.append(_Pending(_record_event(condition.device), answer, message, error))
 
     def _raise_due(self) -> None:
         while self._pending and (self._pending[0].arrived is None or self._pending[0].arrived.query()):
@@ -63,7 +63,7 @@ def is_capturing(device: torch.device) -> bool:
     return bool(torch.cuda.is_current_stream_capturing())
 
 
-def _recorded_event(device: torch.device) -> Optional[Any]:
+def _record_event(device: torch.device) -> Optional[Any]:
     """An event that has happened when the device has done all that it was given so far; None where there is none."""
     make = _event_class(device)
     if make is None:

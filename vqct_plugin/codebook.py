@@ -30,12 +30,12 @@ from vqct_plugin._torch import (
     tracing,
     without_autocast,
 )
-from vqct_plugin.dropout import moved_like
+from vqct_plugin.dropout import move_like
 from vqct_plugin.frozen import FrozenCodebook
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.slices import check_flag, slices_of, token_bounds
-from vqct_plugin.state import QuantizerState, prior_in, settings_in
-from vqct_plugin.table import Table, check_range, mean_of
+from vqct_plugin.slices import check_flag, make_slices, token_bounds
+from vqct_plugin.state import QuantizerState, read_prior, read_settings
+from vqct_plugin.table import Table, average_codes, check_range
 from vqct_plugin.terms import name_of, record, was_given
 from vqct_plugin.transfer import TransferLike, build_transfer
 
@@ -81,7 +81,7 @@ class TransferredCodebook(nn.Module):
         self.e_dim = e_dim
         self.words = list(self.prior.words)
         self.parts = self.prior.parts
-        self.slices = slices_of(self.prior, joint, topk)
+        self.slices = make_slices(self.prior, joint, topk)
         self.topk = topk
         self.tokens_per_position = sum(s.topk for s in self.slices)
         if not isinstance(e_dim, int) or e_dim < 1 or e_dim % len(self.slices):
@@ -133,7 +133,7 @@ class TransferredCodebook(nn.Module):
         >>> torch.equal(first.embedding.weight, second.embedding.weight)
         True
         """
-        prior = prior_in(state, prefix)
+        prior = read_prior(state, prefix)
         if prior is None:
             raise PriorError(
                 f"the state has no {prefix}prior.header, so it does not say which words the codes are; build the "
@@ -143,7 +143,7 @@ class TransferredCodebook(nn.Module):
             raise ValueError("the state is of a quantizer with a remap; pass remap, the file of the indices in use")
         known = inspect.signature(cls.__init__).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        kept = {name: value for name, value in settings_in(state, prefix).items() if name in known or takes_all}
+        kept = {name: value for name, value in read_settings(state, prefix).items() if name in known or takes_all}
         settings = {"prior": prior, **kept, **options}
         missing = [name for name in ("n_e", "e_dim") if name not in settings]
         if missing:
@@ -183,7 +183,7 @@ class TransferredCodebook(nn.Module):
         """
         indices = self._as_indices(indices)
         if shape is None:
-            tokens, positions = self._spelled_out(indices)
+            tokens, positions = self._spell_out(indices)
             return self._entries(tokens, positions)
         b, *positions_, c = (shape[0], *shape[2:], shape[1]) if channel_first else tuple(shape)
         t = self.tokens_per_position
@@ -305,7 +305,7 @@ class TransferredCodebook(nn.Module):
             raise ValueError(f"indices have dtype {indices.dtype}; expected integers")
         return indices.long()
 
-    def _spelled_out(self, indices: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
+    def _spell_out(self, indices: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
         """Indices that came without a map's shape as tokens (B, T, L), and the shape of their positions."""
         t, shape = self.tokens_per_position, tuple(indices.shape)
         if t == 1:
@@ -321,17 +321,17 @@ class TransferredCodebook(nn.Module):
 
     def _entries(self, tokens: Tensor, positions: Sequence[int]) -> Tensor:
         """The vectors (*positions, C) of tokens (B, T, L)."""
-        at = self._checked_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
+        at = self._check_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
         codes = self._codes_in_use(dropout=False)
         tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
-        vectors = torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1)
+        vectors = torch.cat([average_codes(codes, own) for own in tokens_of_slices], dim=1)
         if compiling() or tracing() or in_func_transform():  # nothing is raised here; what is refused elsewhere is NaN
             first, last = self._bounds_on(at.device)
             wrong = ((at < first) | (at >= last)).any(dim=1, keepdim=True)
             vectors = vectors.masked_fill(wrong, float("nan"))
         return vectors.reshape(*positions, self.e_dim)
 
-    def _checked_tokens(self, at: Tensor) -> Tensor:
+    def _check_tokens(self, at: Tensor) -> Tensor:
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
         if compiling() or tracing() or in_func_transform() or is_fake(at) or at.numel() == 0:
             return at
@@ -392,10 +392,10 @@ class TransferredCodebook(nn.Module):
         frozen = self._frozen
         current = frozen is not None and not _any_fake(self._sources()) and bool(frozen.unchanged(self._sources()))
         super()._apply(fn, *args, **kwargs)
-        self.part_of_speech = moved_like(fn, self.part_of_speech)
-        self.token_bounds = moved_like(fn, self.token_bounds)
+        self.part_of_speech = move_like(fn, self.part_of_speech)
+        self.token_bounds = move_like(fn, self.token_bounds)
         if frozen is not None:
-            codes, sources = moved_like(fn, frozen.codes), self._sources()
+            codes, sources = move_like(fn, frozen.codes), self._sources()
             known = current and not _any_fake(sources)  # the meta device has no values to compare with later
             self._frozen = (
                 FrozenCodebook.of(codes, sources) if known else FrozenCodebook(codes, frozen.weights, sources)

@@ -96,7 +96,7 @@ class SharedDropout(nn.Module):
         else:
             draw = self._draw(x.device, weights, fingerprint)
             seed = self.seed
-        keep = kept(seed, draw, x.numel(), dropped, self.owner).view(x.shape)
+        keep = draw_mask(seed, draw, x.numel(), dropped, self.owner).view(x.shape)
         return x * (keep.to(x.dtype) * (1 / (1 - dropped / 2**16)))
 
     def _draw(self, device: torch.device, weights: Tensor, fingerprint: Optional[Tensor]) -> Tensor:
@@ -106,7 +106,7 @@ class SharedDropout(nn.Module):
         if not compiling() and in_backward():
             return self._outstanding.find(fingerprint, version_of(weights), device)
         if compiling() or not self._seeded:
-            self.seed.copy_(torch.where(self.seed == _UNSET, seed_from(weights), self.seed))
+            self.seed.copy_(torch.where(self.seed == _UNSET, make_seed(weights), self.seed))
             self._seeded = self._seeded or not compiling()
         if not compiling():
             self._agree()
@@ -130,7 +130,7 @@ class SharedDropout(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
-        self.seed, self.draws = moved_like(fn, self.seed), moved_like(fn, self.draws)
+        self.seed, self.draws = move_like(fn, self.seed), move_like(fn, self.draws)
         return self
 
     # Numbers, not tensors: processes that a launcher spawns would share a pickled tensor's memory, and count together.
@@ -241,14 +241,14 @@ _NOT_FOUND = (
 )
 
 
-def moved_like(fn: Any, tensor: Tensor) -> Tensor:
+def move_like(fn: Any, tensor: Tensor) -> Tensor:
     """``tensor`` on the device to which ``fn``, of ``Module._apply``, moves parameters; never in another dtype, and
     never without its values, as on the meta device."""
     device = fn(torch.empty(0, device=tensor.device)).device
     return tensor if device.type == "meta" else tensor.to(device)
 
 
-def seed_from(weights: Tensor) -> Tensor:
+def make_seed(weights: Tensor) -> Tensor:
     """A 0-d integer in [0, 2^62) from the first few of some weights, on their device."""
     bits = (weights.detach().reshape(-1)[:8].float() * 2**24).long()
     mixed = _splitmix64(bits ^ (torch.arange(bits.numel(), device=bits.device) << 32))
@@ -260,13 +260,13 @@ _OWNERS: "weakref.WeakValueDictionary[int, SharedDropout]" = weakref.WeakValueDi
 
 
 @operator(
-    "kept(Tensor seed, Tensor draw, int number, int dropped, int owner) -> Tensor",
+    "draw_mask(Tensor seed, Tensor draw, int number, int dropped, int owner) -> Tensor",
     lambda seed, draw, number, dropped, owner: seed.new_empty(number, dtype=torch.bool),
 )
-def kept(seed: Tensor, draw: Tensor, number: int, dropped: int, owner: int) -> Tensor:
+def draw_mask(seed: Tensor, draw: Tensor, number: int, dropped: int, owner: int) -> Tensor:
     """(number,) bool: which elements stay, when ``dropped`` of 2^16 go from the dropout with the number ``owner``."""
     _refuse_new_mask_in_backward(draw, owner)
-    return random_16_bits(number, seed, draw) >= dropped - 2**15
+    return draw_16_bits(number, seed, draw) >= dropped - 2**15
 
 
 _COMPILED_INSIDE = (
@@ -288,7 +288,7 @@ def _refuse_new_mask_in_backward(draw: Tensor, owner: int) -> None:
         _ERRORS.unless(draw <= latest, _COMPILED_INSIDE, RuntimeError)
 
 
-def random_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:
+def draw_16_bits(number: int, seed: Tensor, stream: Tensor) -> Tensor:
     """``number`` integers from -2^15 to 2^15 - 1, (number,), on the device of ``seed``: a function of the arguments.
 
     Four from each 64-bit output of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), run as a counter; 64-bit products

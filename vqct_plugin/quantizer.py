@@ -23,10 +23,10 @@ from vqct_plugin._torch import (
 )
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.fused import Quantize
-from vqct_plugin.lookup import nearest, nearest_as_taming
+from vqct_plugin.lookup import find_nearest, find_nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
-from vqct_plugin.table import mean_of
+from vqct_plugin.table import average_codes
 from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, record, straight_through
 from vqct_plugin.transfer import TransferLike
 
@@ -207,7 +207,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         codes = self._codes_in_use(fingerprint=fingerprint)
         with without_autocast(z.device):
             if self._one_by_one(z):
-                return self._quantized_one_by_one(z, codes)
+                return self._quantize_one_by_one(z, codes)
             z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
             return z_q, commitment, codebook, None, chosen
 
@@ -216,9 +216,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
         return self._as_taming or not self._plain or compiling() or tracing() or in_func_transform() or is_fake(z)
 
-    def _quantized_one_by_one(
-        self, z: Tensor, codes: Tensor
-    ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+    def _quantize_one_by_one(self, z: Tensor, codes: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         more: Optional[Tensor] = None
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized: List[Tensor] = []
@@ -232,7 +230,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
                 vectors = F.normalize(vectors, dim=-1)
             flat = vectors.reshape(-1, vectors.shape[-1])
             indices = self._nearest(flat, codes, s)
-            q = mean_of(codes, indices).view(vectors.shape)
+            q = average_codes(codes, indices).view(vectors.shape)
             moved_vectors, moved_codes = self._errors_of(q, vectors)
             commitment = commitment + moved_vectors
             codebook = codebook + moved_codes
@@ -249,8 +247,8 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """(N, topk) indices into the whole codebook."""
         own = codes.detach()[s.first : s.last]
         if self._as_taming:
-            return nearest_as_taming(vectors, own.to(vectors.dtype)).unsqueeze(1)
-        return nearest(vectors, own, s.topk) + s.first
+            return find_nearest_as_taming(vectors, own.to(vectors.dtype)).unsqueeze(1)
+        return find_nearest(vectors, own, s.topk) + s.first
 
     def _errors_of(self, q: Tensor, vectors: Tensor) -> Tuple[Tensor, Tensor]:
         """The mean squared distance of vectors and codes, once with the vectors' gradient and once with the codes'."""

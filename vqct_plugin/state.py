@@ -22,7 +22,7 @@ from torch import Tensor
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.terms import was_given
 
-__all__ = ["prior_in"]
+__all__ = ["read_prior"]
 
 ARRAYS = ("vectors", "part_of_speech", "count", "edges", "edge_count")
 #: settings that make another codebook, or another meaning of its indices, out of the same weights
@@ -99,13 +99,13 @@ class QuantizerState:
                 )
 
 
-def settings_in(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+def read_settings(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     """The arguments of the quantizer whose state is under ``prefix``; empty for one that an earlier version wrote."""
     text = state.get(f"{prefix}settings")
     return {} if text is None else _json(text, "settings")
 
 
-def prior_in(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPrior]:
+def read_prior(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPrior]:
     """The prior that a state dict holds under ``prefix``, as ``"quantize."`` of a VQGAN's; None where it holds none.
 
     Raises:

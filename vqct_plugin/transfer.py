@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, in_func_transform, is_fake, tracing
-from vqct_plugin.dropout import SharedDropout, moved_like
+from vqct_plugin.dropout import SharedDropout, move_like
 from vqct_plugin.prior import CodebookPrior
 from vqct_plugin.terms import import_by_name
 
@@ -58,7 +58,7 @@ class Transfer(nn.Module):
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
         for name in self._constants:
-            setattr(self, name, moved_like(fn, getattr(self, name)))
+            setattr(self, name, move_like(fn, getattr(self, name)))
         return self
 
 

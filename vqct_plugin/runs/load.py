@@ -12,7 +12,7 @@ from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_stat
 from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.checkpoints import find_checkpoint
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
-from vqct_plugin.state import prior_in
+from vqct_plugin.state import read_prior
 
 __all__ = ["load_run", "load_first_stage", "Trained"]
 
@@ -126,7 +126,7 @@ def _priors_of(config: Any, weights: Mapping[str, Any], only_missing: bool = Fal
     before = []
     with tempfile.TemporaryDirectory() as folder:
         for prefix, own in _list_stages(config).items():
-            prior = prior_in(weights, f"{prefix}quantize.")
+            prior = read_prior(weights, f"{prefix}quantize.")
             if prior is None:
                 continue
             place, inner = own, own.get("quantizer_config")  # where a patched host has them
