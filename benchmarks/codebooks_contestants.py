@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vqct_plugin import CodebookPrior, CodebookTransferQuantizer
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 from vqct_plugin.terms import rotation, straight_through
 
 Settings = Dict[str, Any]
@@ -76,7 +76,7 @@ class Table(nn.Module):
         flat = z.permute(0, 2, 3, 1)
         rows, codes = flat.reshape(-1, flat.shape[-1]), self.codes()
         with torch.no_grad():
-            indices = nearest(rows, codes)[:, 0]
+            indices = find_nearest(rows, codes)[:, 0]
         q = codes[indices].view(flat.shape)
         loss = self.weights[0] * F.mse_loss(flat, q.detach()) + self.weights[1] * F.mse_loss(q, flat.detach())
         z_q = self.gradient(flat, q).permute(0, 3, 1, 2)

@@ -10,7 +10,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from vqct_plugin import CodebookPrior, CodebookTransferQuantizer
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 
 ADJECTIVES, NOUNS = 1949, 4258  # the paper's
 
@@ -199,7 +199,7 @@ def lookups(z: torch.Tensor, codes: torch.Tensor) -> Dict[str, Callable[[], Any]
         return torch.addmm((codes**2).sum(1), z, transposed, alpha=-2).argmin(1)
 
     return {
-        "ours": lambda: nearest(z, codes, 1),
+        "ours": lambda: find_nearest(z, codes, 1),
         "addmm + argmin": by_addmm,
         "cdist + argmin": lambda: torch.cdist(z, codes).argmin(1),
         "products": lambda: z @ transposed,

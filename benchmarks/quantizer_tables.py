@@ -99,7 +99,7 @@ def _table(cells: List[Dict[str, Any]], row: Dict[str, Any], results: Dict[str, 
     how = _how(first, results)
     lines = [f"{row['codes']:,} codes, {row['edges']:,} different edges, {first['vectors']:,} vectors, {how}", ""]
     lines += [
-        "| ms, and what ours takes of it | " + " | ".join(f"D {c['dim']}" for c in cells) + " |",
+        "| ms, and the ratio ours / this | " + " | ".join(f"D {c['dim']}" for c in cells) + " |",
         "|---|" + "---|" * len(cells),
     ]
     for kind, title in TITLES.items():
@@ -151,7 +151,7 @@ def _memory_table(results: Dict[str, Any]) -> List[str]:
                 what = ", ".join(f"{name} {megabytes:,.0f}" for name, megabytes in known.items())
                 rows.append(f"| {cell['codes']:,} | {cell['dim']} | {TITLES[kind]} | {what} |")
     if not rows:
-        return ["Peaks of memory cannot be told here.", ""] if not results["memory_kept"] else []
+        return ["Peaks of memory cannot be measured here.", ""] if not results["memory_kept"] else []
     return ["Peaks of memory beyond what was there, in MB:", "", "| codes | D | | |", "|---|---|---|---|", *rows, ""]
 
 
@@ -168,8 +168,12 @@ def _prior_table(results: Dict[str, Any]) -> List[str]:
 
 
 def _lookup_lines(results: Dict[str, Any]) -> List[str]:
-    limits = ", ".join(f"{rate:.3g} in {how}" for how, rate in results["tera_a_second"].items())
-    lines = [f"Large products run at 10^12 operations a second: {limits}. The lookup (trained) reaches of it, and", ""]
+    limits = ", ".join(f"{rate:.3g} x 10^12 in {how}" for how, rate in results["tera_a_second"].items())
+    lines = [
+        f"Operations per second of large matrix products: {limits}. The lookup (trained) reaches this share of them, "
+        "and addmm + argmin chooses another code this often:",
+        "",
+    ]
     lines += ["| codes | D | | of the limit | addmm + argmin chooses another code: fresh, trained, collapsed |"]
     lines += ["|---|---|---|---|---|"]
     for cell in results["cells"]:

@@ -1,4 +1,4 @@
-"""What ``reuse_forward`` saves: seconds a batch of a small VQGAN with and without it, in turns.
+"""What ``reuse_forward`` saves: seconds per batch of a small VQGAN with and without it, in turns.
 
 python benchmarks/reuse_forward.py
 """

@@ -80,7 +80,7 @@ def measure(repeat: int, **sizes: int) -> Dict[str, List[float]]:
 def report(seconds: Dict[str, List[float]], images: int) -> str:
     """The figures, as Markdown."""
     first = statistics.median(next(iter(seconds.values())))
-    lines = ["| | seconds an image | |", "|---|---|---|"]
+    lines = ["| | seconds per image | |", "|---|---|---|"]
     for name, rounds in seconds.items():
         middle = statistics.median(rounds)
         lines.append(f"| {name} | {middle / images:.2f} | {first / middle:.1f} times as fast |")

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from tests.conftest import make_prior
 from vqct_plugin import CodebookTransferQuantizer
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 
 
 def small(device, **options):
@@ -152,6 +152,37 @@ def two_checkpointed_forwards_are_right_or_refused(device, make, use_reentrant):
         assert_alike(gradients(quantizer, *ours), gradients(reference, *theirs))
 
 
+def told(call, calls=5):
+    """What a quantizer says in one of the next calls: at once, or when the device has answered."""
+    for _ in range(calls):
+        try:
+            call()
+        except (ValueError, RuntimeError) as error:
+            return str(error)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return f"nothing, in {calls} calls"
+
+
+def a_wrong_index_is_told_of(device):
+    """A code of another part, or of none; in either way to decode. Afterwards right ones are decoded as before."""
+    quantizer, (b, c, h, w) = small(device)
+    quantizer.eval()
+    with torch.no_grad():
+        expected, _, (_, _, indices) = quantizer(torch.randn(b, c, h, w).to(device))
+        for bad in (quantizer.n_e - 1, quantizer.n_e, -1):  # the first token is an adjective
+            wrong = torch.cat([torch.full_like(indices[:1], bad), indices[1:]])
+            ways = (
+                lambda i: quantizer.get_codebook_entry(i, (b, h, w, c)),
+                lambda i: quantizer.embed_code(i.view(b, -1)),
+            )
+            for decode in ways:
+                said = told(lambda decode=decode, wrong=wrong: decode(wrong))
+                assert "token" in said or "expected 0 to" in said, said
+                told(lambda decode=decode: decode(indices))  # what else was under way
+                assert_alike([decode(indices).to("cpu")], [expected.to("cpu")], 1e-6, "map")
+
+
 #: what users write to have TF32, by the old switch, the new one, and both
 TF32 = {
     "old": lambda: torch.set_float32_matmul_precision("high"),
@@ -231,7 +262,7 @@ def lookup_is_right_far_from_the_origin(device, times, number=4096, codes=1024, 
     offset = times * F.normalize(torch.randn(dim), dim=0) * dim**0.5
     z, table = torch.randn(number, dim) + offset, torch.randn(codes, dim) + offset
     for k in (1, 2):
-        assert_nearest(z, table, nearest(z.to(device), table.to(device), k))
+        assert_nearest(z, table, find_nearest(z.to(device), table.to(device), k))
 
 
 def equal_codes_come_lowest_first(device):
@@ -239,7 +270,7 @@ def equal_codes_come_lowest_first(device):
     expected = torch.from_numpy(
         np.argsort((z.double()[:, None] - codes.double()).pow(2).sum(-1).numpy(), axis=1, kind="stable")[:, :1]
     )
-    assert torch.equal(nearest(z.to(device), codes.repeat(2, 1).to(device), 1).cpu(), expected)
+    assert torch.equal(find_nearest(z.to(device), codes.repeat(2, 1).to(device), 1).cpu(), expected)
 
 
 class Autoencoder(nn.Module):

@@ -18,6 +18,7 @@ import copy
 import json
 import sys
 import traceback
+import types
 
 import torch
 from torch.utils import backend_registration
@@ -25,14 +26,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from tests.device_checks import (
+    a_wrong_index_is_told_of,
     assert_alike,
     equal_codes_come_lowest_first,
     gradients,
     lookup_is_right_far_from_the_origin,
     loss_of,
     small,
+    told,
 )
-from vqct_plugin.lookup import nearest
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
+from vqct_plugin.lookup import find_nearest
 
 NAME = "toy"
 #: what reads a value on the host, and so waits for a device
@@ -134,7 +138,6 @@ class Event:
 def set_up():
     """Name the device; from then on it is this process's accelerator."""
     backend_registration._setup_privateuseone_for_python_backend(NAME)
-    getattr(torch, NAME).get_amp_supported_dtype = lambda: [torch.float16, torch.bfloat16]
     getattr(torch, NAME).Event = Event  # as XPU, NPU and MPS have one
     return torch.device(NAME, 0)
 
@@ -187,7 +190,7 @@ def a_lookup_does_not_wait(device):
     z, codes = torch.randn(50, 8).to(device), torch.randn(20, 8).to(device)
     with without("waiting"):
         for k in (1, 3):
-            nearest(z, codes, k)
+            find_nearest(z, codes, k)
 
 
 def a_training_step_does_not_wait(device):
@@ -209,18 +212,40 @@ def entries_do_not_wait(device):
             quantizer.embed_code(indices.view(b, -1))
 
 
+def a_module_that_a_wrapper_moved_is_copied_once(device):
+    """Parameters moved one by one, as wrappers do that shard them: what never changes follows in the first step."""
+    quantizer, (b, c, h, w) = small("cpu")
+    for module in quantizer.modules():
+        for name, parameter in list(module._parameters.items()):
+            module._parameters[name] = torch.nn.Parameter(parameter.detach().to(device))
+    z = torch.randn(b, c, h, w).to(device)
+
+    def train_and_decode():
+        step(quantizer, z)
+        with torch.no_grad():
+            _, _, (_, _, indices) = quantizer(z)
+            quantizer.get_codebook_entry(indices, (b, h, w, c))
+
+    train_and_decode()
+    copied = []
+    to = torch.Tensor.to
+
+    def counted(tensor, *args, **options):
+        moved = to(tensor, *args, **options)
+        if moved.device.type == NAME and tensor.device.type == "cpu":
+            copied.append(tuple(tensor.shape))
+        return moved
+
+    torch.Tensor.to = counted
+    try:
+        train_and_decode()
+    finally:
+        torch.Tensor.to = to
+    assert copied == []
+
+
 def far_from_the_origin(device):
     lookup_is_right_far_from_the_origin(device, 1000)
-
-
-def told(call, calls=5):
-    """What a quantizer says in one of the next calls: at once, or when the device has answered."""
-    for _ in range(calls):
-        try:
-            call()
-        except (ValueError, RuntimeError) as error:
-            return str(error)
-    return f"nothing, in {calls} calls"
 
 
 def a_diverged_encoder_is_told_of(device):
@@ -240,6 +265,30 @@ def changed_weights_behind_a_frozen_codebook_are_told_of(device):
         assert "freeze_codebook" in told(lambda: quantizer(z))
 
 
+def tamings_stage_2_says_at_once_what_it_cannot_decode(device):
+    """With a host of taming's names, so that taming need not be there; the quantizer alone says it a call later."""
+
+    class Net2NetTransformer:
+        sample = encode_to_c = configure_optimizers = init_cond_stage_from_ckpt = print
+
+        def decode_to_img(self, index, zshape):
+            b, c, h, w = zshape
+            return self.first_stage_model.quantize.get_codebook_entry(index.reshape(-1), shape=(b, h, w, c))
+
+    quantizer, shape = small(device)
+    quantizer.eval()
+    sys.modules["taming.models.cond_transformer"] = types.SimpleNamespace(Net2NetTransformer=Net2NetTransformer)
+    adapt_taming_stage_2()
+    model = Net2NetTransformer()
+    model.first_stage_model = types.SimpleNamespace(quantize=quantizer)
+    with torch.no_grad():
+        _, _, (_, _, indices) = quantizer(torch.randn(shape).to(device))
+        indices = indices.view(shape[0], -1)
+        model.decode_to_img(indices, shape)
+        wrong = indices.flip(1)  # nouns where adjectives must be
+        assert "of position 0 of image 0 is code" in told(lambda: model.decode_to_img(wrong, shape), calls=1)
+
+
 CHECKS = (
     a_training_step_is_the_cpus,
     frozen_evaluation_is_the_cpus,
@@ -247,10 +296,13 @@ CHECKS = (
     a_lookup_does_not_wait,
     a_training_step_does_not_wait,
     entries_do_not_wait,
+    a_module_that_a_wrapper_moved_is_copied_once,
     equal_codes_come_lowest_first,
     far_from_the_origin,
     a_diverged_encoder_is_told_of,
+    a_wrong_index_is_told_of,
     changed_weights_behind_a_frozen_codebook_are_told_of,
+    tamings_stage_2_says_at_once_what_it_cannot_decode,
 )
 
 

@@ -57,4 +57,6 @@ def test_the_packages_own_entries_are_as_it_writes_them():
 
 def test_a_checkout_without_a_change_is_refused(checkout, capsys):
     assert tool.main(["toy", str(checkout)]) == 1
-    assert "has no change" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "has no change" in message
+    assert "an entry without files in hosts.json" in message

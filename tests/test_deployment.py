@@ -110,3 +110,57 @@ def test_any_number_of_images_and_any_size():
         expected = encode(other)
         assert torch.equal(indices, expected[0])
         assert torch.allclose(z_q, expected[1], atol=1e-5)
+
+
+WAYS = {
+    "torch.export": lambda module, x: torch.export.export(module, (x,)).module()(x),
+    "torch.export, strict": lambda module, x: torch.export.export(module, (x,), strict=True).module()(x),
+    "torch.jit.trace": lambda module, x: torch.jit.trace(module, (x,))(x),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stale_frozen_codebook_is_not_exported(way):
+    """Refused; but the strict way only reads our Python and sees no value: what it gives is NaN."""
+    encode, decode, z, z_q, indices = pair("two", 1, True)
+    assert torch.allclose(WAYS[way](decode, indices), z_q, atol=1e-5)
+    with torch.no_grad():
+        encode.quantize.transfer.layer2.weight.add_(1)
+    for module, x in ((encode, z), (decode, indices)):
+        if "strict" in way:
+            out = WAYS[way](module, x)
+            assert torch.isnan(out[1] if module is encode else out).all()
+        else:
+            with pytest.raises(RuntimeError, match=r"call freeze_codebook\(\) again"):
+                WAYS[way](module, x)
+    assert torch.allclose(WAYS[way](Decode(encode.quantize.freeze_codebook()), indices), decode(indices), atol=1e-5)
+
+
+def test_a_stale_frozen_codebook_gives_nothing_that_looks_right_in_onnx(tmp_path):
+    """torch.onnx.export tries the strict way where the other refuses, without a word."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    _, decode, _, _, indices = pair("two", 1, True)
+    with torch.no_grad():
+        decode.quantize.transfer.layer2.weight.add_(1)
+    torch.onnx.export(decode, (indices,), tmp_path / "decode.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "decode.onnx", providers=["CPUExecutionProvider"])
+    (decoded,) = session.run(None, {session.get_inputs()[0].name: indices.numpy()})
+    assert torch.isnan(torch.from_numpy(decoded)).all()
+
+
+@pytest.mark.parametrize("way", ["torch.export", "torch.jit.trace"])
+def test_exporting_in_training_mode_is_refused_in_a_sentence(way):
+    encode, _, z, _, _ = pair("two", 1, False)
+    with pytest.raises(RuntimeError, match=r"call \.eval\(\) on the module before exporting it"):
+        WAYS[way](encode.train(), z)
+
+
+def test_exported_codes_of_the_wrong_part_decode_to_nothing_that_looks_right():
+    _, decode, _, z_q, indices = pair("two", 1, True)
+    program = torch.export.export(decode, (indices,)).module()
+    assert torch.allclose(program(indices), z_q, atol=1e-5)
+    indices[3] = 50
+    wrong = torch.isnan(program(indices))
+    assert wrong[0, :, 0, 3].all()
+    assert wrong.sum() == 24

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vqct_plugin.dropout import SharedDropout, random_16_bits
+from vqct_plugin.dropout import SharedDropout, draw_16_bits
 
 WEIGHTS = torch.linspace(-1, 1, 40).view(8, 5)
 
@@ -23,7 +23,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
 
 
 def test_the_random_bits_are_uniform_and_uncorrelated():
-    bits = random_16_bits(2**20, torch.tensor(12345), torch.tensor(7)).double()
+    bits = draw_16_bits(2**20, torch.tensor(12345), torch.tensor(7)).double()
     assert abs(bits.mean() + 0.5) < 5 * 2**16 / 12**0.5 / 2**10
     histogram = torch.histc(bits, 64, -(2**15), 2**15)
     assert ((histogram - 2**14) ** 2 / 2**14).sum() < 63 + 5 * (2 * 63) ** 0.5  # chi-squared
@@ -62,7 +62,7 @@ def test_known_bits():
         return [lane - 2**16 if lane >= 2**15 else lane for lane in lanes][:number]
 
     for seed, stream in [(0, 0), (1, 0), (0, 1), (2**62 - 1, 12345)]:
-        assert random_16_bits(10, torch.tensor(seed), torch.tensor(stream)).tolist() == expected(10, seed, stream)
+        assert draw_16_bits(10, torch.tensor(seed), torch.tensor(stream)).tolist() == expected(10, seed, stream)
 
 
 def test_dropout_of_nothing_is_nothing():

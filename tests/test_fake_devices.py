@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from tests import device_checks as checks
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_prior
+from vqct_plugin import CodebookTransferQuantizer
 
 torch2 = pytest.mark.skipif(not hasattr(torch, "compile"), reason="torch.compile needs torch 2")
 CPU = torch.device("cpu")
@@ -26,10 +27,13 @@ EMULATED = (
     "a_lookup_does_not_wait",
     "a_training_step_does_not_wait",
     "entries_do_not_wait",
+    "a_module_that_a_wrapper_moved_is_copied_once",
     "equal_codes_come_lowest_first",
     "far_from_the_origin",
     "a_diverged_encoder_is_told_of",
+    "a_wrong_index_is_told_of",
     "changed_weights_behind_a_frozen_codebook_are_told_of",
+    "tamings_stage_2_says_at_once_what_it_cannot_decode",
 )
 
 
@@ -54,6 +58,27 @@ def test_on_an_emulated_accelerator(emulated, check):
     """
     assert set(emulated) == set(EMULATED)
     assert not emulated[check], emulated[check]
+
+
+@pytest.mark.skipif(not hasattr(torch, "autocast"), reason="autocast by a device's name needs torch 1.10")
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_device_without_autocast_is_served(asked, monkeypatch):
+    """As MPS before torch 2.5; torch can be asked about it since 2.4, before that it raises.
+
+    Does not cover another device: the CPU stands for one.
+    """
+
+    def raises(*args, **options):
+        raise RuntimeError("User specified an unsupported autocast device_type 'mps'")
+
+    monkeypatch.setattr(torch, "autocast", raises)
+    if asked:
+        monkeypatch.setattr(torch.amp, "is_autocast_available", lambda device: False, raising=False)
+    else:
+        monkeypatch.delattr(torch.amp, "is_autocast_available", raising=False)
+    quantizer, shape = checks.small(CPU)
+    z_q, loss, _ = quantizer(torch.randn(shape))
+    (loss + z_q.sum()).backward()
 
 
 def test_the_emulated_device_forbids_what_it_says(emulated):
@@ -115,6 +140,30 @@ def test_shapes_under_fake_tensors(training):
         assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
 
 
+@torch2
+@pytest.mark.parametrize("where", ["built there", "brought there", "the meta device"])
+def test_training_on_shapes_counts_no_mask_and_leaves_the_quantizer_as_it_was(where):
+    """Forward and backward; afterwards the quantizer trains on values as if nothing had been.
+
+    Does not cover any value on the way.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    quantizer, shape = checks.small(CPU)
+    untouched, z = copy.deepcopy(quantizer), torch.randn(shape)
+    if where == "the meta device":
+        quantizer.to("meta")
+        checks.loss_of(quantizer, z.to("meta").requires_grad_()).backward()
+        quantizer.to_empty(device="cpu").load_state_dict(untouched.state_dict())
+    else:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            used = CodebookTransferQuantizer(60, 24, prior=make_prior()) if where == "built there" else quantizer
+            for _ in range(2):
+                checks.loss_of(used, torch.empty(shape, requires_grad=True)).backward()
+    quantizer.zero_grad(set_to_none=True)
+    assert torch.equal(checks.loss_of(quantizer, z), checks.loss_of(untouched, z))
+
+
 def test_lightnings_average_keeps_the_graph(tmp_path):
     """Lightning's callback, which also swaps buffers for validation and writes them to checkpoints.
 
@@ -150,6 +199,11 @@ def in_a_process_of_its_own(check, device, make, *more):
     command = [sys.executable, "-c", code, check, device, make, *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_wrong_index_is_told_of():
+    """The CPU's way; the other is in the emulated device's check of this name."""
+    checks.a_wrong_index_is_told_of(CPU)
 
 
 @pytest.mark.parametrize("times", [1, 1000])

@@ -81,6 +81,39 @@ def test_a_replaced_file_keeps_its_permissions_and_a_new_one_has_those_of_any_ot
     assert new.stat().st_mode == other.stat().st_mode
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o6750])  # a change of owner clears the upper bits
+def test_a_replaced_file_keeps_its_owner(tmp_path, write, mode):
+    path = tmp_path / "old"
+    path.write_bytes(b"old")
+    try:
+        os.chown(str(path), 12345, 23456)
+    except (AttributeError, OSError):
+        pytest.skip("only root gives files away")
+    path.chmod(mode)
+    write(path, b"data", True)
+    there = path.stat()
+    assert (there.st_uid, there.st_gid, stat.S_IMODE(there.st_mode)) == (12345, 23456, mode)
+    assert path.read_bytes() == b"data"
+
+
+def test_who_may_not_give_a_file_away_keeps_its_group_and_writes(tmp_path, write, monkeypatch):
+    path, asked = tmp_path / "old", []
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+
+    def not_the_owner(handle, owner, group):
+        asked.append((owner, group))
+        raise PermissionError("not the owner")
+
+    monkeypatch.setattr(os, "fchown", not_the_owner, raising=False)
+    old = path.stat()
+    theirs = os.stat_result((old.st_mode, old.st_ino, old.st_dev, 1, old.st_uid + 1, old.st_gid + 1, 0, 0, 0, 0))
+    monkeypatch.setattr(_files, "_stat", lambda _: theirs)
+    write(path, b"data", True)
+    assert asked == [(old.st_uid + 1, old.st_gid + 1), (-1, old.st_gid + 1)]
+    assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"data", 0o640)
+
+
 def test_the_target_of_a_name_that_is_free_is_the_name(tmp_path):
     assert find_target(tmp_path / "new") == (tmp_path / "new").resolve()
 

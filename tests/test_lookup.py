@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from vqct_plugin import lookup
-from vqct_plugin.lookup import nearest, nearest_as_taming
+from vqct_plugin.lookup import find_nearest, find_nearest_as_taming
 
 
 def all_distances(z, codes):
@@ -62,7 +62,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_brute_force_in_float64(case, k):
     z, codes = CASES[case]()
-    found = nearest(z, codes, k)
+    found = find_nearest(z, codes, k)
     assert found.dtype == torch.int64
     clear = assert_nearest(z, codes, k, found)
     if case in ("random", "float64", "far from the origin", "more than a tile of codes"):
@@ -77,7 +77,7 @@ def test_the_way_of_other_devices_agrees(case, k, monkeypatch):
     monkeypatch.setitem(lookup._TILE_CODES, "cpu", lookup._TILE_CODES["other"])
     smallest = lookup._smallest
     monkeypatch.setattr(lookup, "_smallest", lambda values, k, grouped: smallest(values, k, False))
-    assert_nearest(z, codes, k, nearest(z, codes, k))
+    assert_nearest(z, codes, k, find_nearest(z, codes, k))
 
 
 @pytest.mark.parametrize("k", [1, 2])
@@ -93,32 +93,32 @@ def test_an_offset_that_codes_and_vectors_share_changes_nothing():
     """1,000 times the spread: without the common mean taken off, nine of ten rows would be wrong."""
     spread, offset = torch.randn(400, 32), 1000 * torch.randn(32)
     z, codes = spread[:200] + offset, spread[200:] + offset
-    assert (nearest(z, codes) == brute_force(z, codes, 1)).float().mean() == 1
+    assert (find_nearest(z, codes) == brute_force(z, codes, 1)).float().mean() == 1
     plain = (codes.pow(2).sum(1) - 2 * z @ codes.t()).argmin(1)
     assert (plain == brute_force(z, codes, 1)[:, 0]).float().mean() < 0.5  # what is guarded against
 
 
 def test_one_code_and_all_codes():
     z = torch.randn(40, 8)
-    assert torch.equal(nearest(z, torch.randn(1, 8)), torch.zeros(40, 1, dtype=torch.int64))
+    assert torch.equal(find_nearest(z, torch.randn(1, 8)), torch.zeros(40, 1, dtype=torch.int64))
     codes = torch.cat([torch.randn(15, 8), torch.ones(5, 8)])
-    assert torch.equal(nearest(z, codes, k=20).sort(dim=1)[0], torch.arange(20).repeat(40, 1))
+    assert torch.equal(find_nearest(z, codes, k=20).sort(dim=1)[0], torch.arange(20).repeat(40, 1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_vectors_are_compared_as_the_numbers_they_are(dtype):
     z, codes = torch.randn(60, 16).to(dtype), torch.randn(40, 16)
-    assert torch.equal(nearest(z, codes, 2), brute_force(z.float(), codes, 2))
+    assert torch.equal(find_nearest(z, codes, 2), brute_force(z.float(), codes, 2))
 
 
 def test_blocks_change_nothing(monkeypatch):
     z, codes = torch.randn(500, 16), torch.randn(90, 16)
-    whole = nearest(z, codes, 3), nearest_as_taming(z, codes)
+    whole = find_nearest(z, codes, 3), find_nearest_as_taming(z, codes)
     monkeypatch.setitem(lookup._TILE_SCORES, "cpu", 1)
-    assert torch.equal(nearest_as_taming(z, codes), whole[1])
+    assert torch.equal(find_nearest_as_taming(z, codes), whole[1])
     monkeypatch.setitem(lookup._TILE_CODES, "cpu", 7)
     monkeypatch.setattr(lookup, "_COPIED", 160)
-    assert torch.equal(nearest(z, codes, 3), whole[0])
+    assert torch.equal(find_nearest(z, codes, 3), whole[0])
 
 
 def test_equal_codes_come_lowest_first():
@@ -128,7 +128,7 @@ def test_equal_codes_come_lowest_first():
     codes = kinds.repeat(200, 1)  # 600 codes, three kinds
     z = torch.randint(-16, 17, (100, 16)).float()
     for k in (1, 4):
-        found = nearest(z, codes, k)
+        found = find_nearest(z, codes, k)
         assert torch.equal(found[:, 0], ((z.unsqueeze(1) - kinds) ** 2).sum(dim=2).argmin(dim=1))
         assert torch.equal(found, found[:, :1] + 3 * torch.arange(k))
 
@@ -141,7 +141,7 @@ def test_memory_does_not_hold_every_score(size):
     n_vectors, n_codes, dim = size
     z, codes = torch.randn(n_vectors, dim), torch.randn(n_codes, dim)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        nearest(z, codes, 2)
+        find_nearest(z, codes, 2)
     live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -154,11 +154,11 @@ def test_memory_does_not_hold_every_score(size):
 @pytest.mark.skipif(not hasattr(torch, "set_float32_matmul_precision"), reason="no such switch in this torch")
 def test_a_lower_matmul_precision_of_the_user_changes_nothing():
     z, codes = CASES["midpoints"]()
-    expected = nearest(z, codes)
+    expected = find_nearest(z, codes)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert torch.equal(nearest(z, codes), expected)
+        assert torch.equal(find_nearest(z, codes), expected)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -167,16 +167,16 @@ def test_a_lower_matmul_precision_of_the_user_changes_nothing():
 @pytest.mark.parametrize("k", [0, 6])
 def test_refuses_k_beyond_the_codes(k):
     with pytest.raises(ValueError, match="expected 1 to 5"):
-        nearest(torch.randn(3, 4), torch.randn(5, 4), k)
+        find_nearest(torch.randn(3, 4), torch.randn(5, 4), k)
 
 
 def test_refuses_two_dimensions_that_differ():
     with pytest.raises(ValueError, match="of one D"):
-        nearest(torch.randn(3, 4), torch.randn(5, 6))
+        find_nearest(torch.randn(3, 4), torch.randn(5, 6))
 
 
 def test_very_many_codes_of_each_vector():
     z, codes = torch.randn(3, 4), torch.randn(1200, 4)
-    found = nearest(z, codes, 1100)
+    found = find_nearest(z, codes, 1100)
     expected = (z.double().unsqueeze(1) - codes.double()).norm(dim=2).argsort(dim=1)[:, :1100]
     assert (found == expected).float().mean() > 0.99

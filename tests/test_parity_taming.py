@@ -56,13 +56,13 @@ def test_values_loss_indices_and_gradients(legacy, sane, table_scale):
 
 def test_the_host_rounds_some_indices_and_parity_keeps_them():
     """Why the table mode has a lookup of its own: exact distances would not give the host's indices."""
-    from vqct_plugin.lookup import nearest
+    from vqct_plugin.lookup import find_nearest
 
     theirs, ours = both()
     z = 1000 * torch.randn(8, DIM, 40, 40)
     indices = theirs(z)[2][2]
     vectors = z.permute(0, 2, 3, 1).reshape(-1, DIM)
-    assert not torch.equal(indices, nearest(vectors, ours.embedding.weight)[:, 0])
+    assert not torch.equal(indices, find_nearest(vectors, ours.embedding.weight)[:, 0])
     assert same_bits(indices, ours(z)[2][2])
 
 

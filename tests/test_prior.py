@@ -402,7 +402,7 @@ def test_refuses_other_files(tmp_path):
     with pytest.raises(PriorError, match="expected a path"):
         CodebookPrior.load(b"bytes")
     if os.path.exists("/dev/null"):
-        with pytest.raises(PriorError, match="/dev/null is no regular file"):
+        with pytest.raises(PriorError, match="/dev/null is not a regular file"):
             CodebookPrior.load("/dev/null")
 
     class Harmful:

@@ -58,7 +58,7 @@ def test_any_path(path):
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(str(tmp_path / "pipe"))
-    with pytest.raises(PriorError, match="is no regular file"):
+    with pytest.raises(PriorError, match="is not a regular file"):
         CodebookPrior.load(tmp_path / "pipe")
 
 

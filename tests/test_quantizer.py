@@ -437,7 +437,7 @@ def test_refuses_indices_that_name_no_code():
         quantizer.get_codebook_entry(torch.full((32,), 45), (1, 4, 4, 24))
     with pytest.raises(ValueError, match=r"token 2 of 2 .* is code 3 .* expected one of 23 to 59"):
         quantizer.embed_code(torch.full((1, 2, 4, 4), 3))
-    with pytest.raises(ValueError, match="no square of positions"):
+    with pytest.raises(ValueError, match="not a square of positions"):
         quantizer.embed_code(torch.zeros(1, 30, dtype=torch.int64))
 
 

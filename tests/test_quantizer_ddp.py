@@ -52,11 +52,50 @@ def _one_process(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_the_model_of_one(tmp_path):
+def _one_process_after_one_alone(rank, port, folder):
+    """The first process has loaded a checkpoint, or made a training pass, which the other has not."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    results = []
+    for what in ("load", "pass", "pass, in a DDP once more"):
+        torch.manual_seed(100 + rank)
+        model = Model()
+        if rank == 0 and what == "load":
+            trained = Model()
+            _train(trained, _batches())
+            model.load_state_dict(trained.state_dict())
+        elif rank == 0:
+            model(_batches()[0])
+        wrapped = DistributedDataParallel(model)
+        if "once more" in what:
+            wrapped(_batches()[0])[0].backward()
+            if rank == 0:
+                model(_batches()[0])
+            wrapped = DistributedDataParallel(model)
+        result = _train(wrapped, [x[2 * rank : 2 * rank + 2] for x in _batches()])
+        dropout = model.quantize.transfer.dropout
+        results.append((*result, int(dropout.seed), int(dropout.draws)))
+    torch.save(results, os.path.join(folder, f"{rank}.pt"))
+    torch.distributed.destroy_process_group()
+
+
+def test_what_one_process_did_alone_leaves_the_masks_alike(tmp_path):
+    torch.multiprocessing.spawn(_one_process_after_one_alone, args=(free_port(), str(tmp_path)), nprocs=2)
+    ours, theirs = (torch.load(str(tmp_path / f"{rank}.pt")) for rank in (0, 1))
+    for (_, weights, *numbers), (_, other_weights, *other_numbers) in zip(ours, theirs):
+        assert numbers == other_numbers
+        assert all(torch.equal(value, other_weights[name]) for name, value in weights.items())
+    assert [draws for *_, draws in ours] == [6, 4, 6]  # the checkpoint's three masks go on, none is drawn twice
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_one_process, args=(port, str(tmp_path)), nprocs=2)
+        return free.getsockname()[1]
+
+
+def test_two_processes_train_the_model_of_one(tmp_path):
+    torch.multiprocessing.spawn(_one_process, args=(free_port(), str(tmp_path)), nprocs=2)
     ((first, weights), table), ((second, other_weights), other_table) = (
         torch.load(str(tmp_path / f"{rank}.pt")) for rank in (0, 1)
     )

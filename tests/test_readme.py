@@ -146,6 +146,45 @@ def test_every_option_of_the_quantizer_is_in_the_table_with_its_default():
             assert table[f"`{name}`"] == f"`{shown}`"
 
 
+def options_in(text):
+    """Each option that a cell names, with the default in parentheses behind it."""
+    return dict(re.findall(r"`(\w+)`(?: \(`(\w+)`)?", text))
+
+
+@needs_wings
+@pytest.mark.parametrize("name", ["Images", "CUB", "LabeledImages"])
+def test_every_option_of_a_data_set_is_in_the_table_with_its_default(name):
+    datasets = pytest.importorskip("vqct_plugin.runs.datasets")
+    options = defaults_of(getattr(datasets, name).__init__)
+    table = dict(rows(section("In a YAML")))
+    shown = options_in(table[f"`vqct_plugin.runs.datasets.{name}`"])
+    if name == "LabeledImages":
+        del shown["Images"]
+        shown.update(options_in(table["`vqct_plugin.runs.datasets.Images`"]))
+    nothing = (inspect.Parameter.empty, None)
+    assert shown == {option: "" if value in nothing else str(value) for option, value in options.items()}
+
+
+@needs_wings
+def test_every_option_of_a_callback_is_in_the_table_with_its_default(tmp_path):
+    pytest.importorskip("pytorch_lightning", "2.0")
+    from omegaconf import OmegaConf
+
+    from vqct_plugin.training import trainer
+    from vqct_plugin.training.callbacks import CodebookUsageLogger, ImageLogger
+    from vqct_plugin.training.progress import OneLine
+
+    callbacks = {type(each): each for each in trainer.build_callbacks(OmegaConf.create(), None, tmp_path)}
+    table = dict(rows(section("In a YAML")))
+    for name, cls in (("image", ImageLogger), ("codebook_usage", CodebookUsageLogger), ("progress_bar", OneLine)):
+        callback, row = callbacks[cls], f"`lightning.callbacks.{name}{'_logger' * (name != 'progress_bar')}.params`"
+        shown = options_in(table[row])
+        assert set(shown) == set(defaults_of(cls.__init__)) - {"folder"}  # which the run sets
+        for option, default in shown.items():
+            value = bool(callback.log_steps) if option == "increase_log_steps" else getattr(callback, option)
+            assert default == str(value), option
+
+
 def test_every_option_of_the_model_is_in_the_table_with_its_default():
     from vqct_plugin.compat.lightning import ADAPTER_OPTIONS, Adapted
 

@@ -13,7 +13,7 @@ from tests.test_quantizer import make
 from vqct_plugin import CodebookTransferQuantizer
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.state import prior_in, settings_in
+from vqct_plugin.state import read_prior, read_settings
 
 
 @pytest.mark.parametrize("parts", ["joint", "one", "two", "three"])
@@ -28,9 +28,9 @@ def test_a_quantizer_is_made_again_from_its_state_alone(parts, transfer, tmp_pat
     z = torch.randn(2, 24, 4, 4)
     for ours, theirs in zip(first(z), again(z)):
         assert torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else torch.equal(ours[2], theirs[2])
-    assert prior_in(state, "quantize.").fingerprint == first.prior.fingerprint
-    assert prior_in(state) is None
-    assert settings_in(state) == {}
+    assert read_prior(state, "quantize.").fingerprint == first.prior.fingerprint
+    assert read_prior(state) is None
+    assert read_settings(state) == {}
 
 
 def test_the_state_holds_the_words_once_and_in_the_precision_they_have():
@@ -54,6 +54,24 @@ def test_casting_a_model_leaves_the_prior_as_it_is():
     assert half["transfer.layer1.weight"].dtype == torch.float16
     assert torch.equal(half["prior.vectors"], vectors)
     assert torch.equal(quantizer.transfer.propagated, make("two").transfer.propagated)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_state_whose_floating_point_was_cast_loads_and_says_what_it_lacks(dtype):
+    """As tools write that make checkpoints small: its prior is the quantizer's own, rounded, and not damaged."""
+    first, second = make("two", seed=1), make("two", seed=1)
+    state = {key: v.to(dtype) if v.is_floating_point() else v for key, v in first.state_dict().items()}
+    second.load_state_dict(dict(state))
+    assert torch.equal(second.transfer.layer1.weight, first.transfer.layer1.weight.to(dtype).float())
+    assert torch.equal(second.state_dict()["prior.vectors"], first.state_dict()["prior.vectors"])
+    if dtype != torch.float64:
+        with pytest.raises(
+            PriorError, match=f"Its vectors are {dtype}: where .* build the quantizer with its prior file"
+        ):
+            CodebookTransferQuantizer.from_state_dict(dict(state))
+    state["prior.vectors"] = state["prior.vectors"] * 0.9
+    with pytest.raises(PriorError, match=r"prior\.vectors in the checkpoint is damaged"):
+        second.load_state_dict(state)
 
 
 OTHER = {

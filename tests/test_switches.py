@@ -2,9 +2,12 @@
 
 Everything here runs on a CPU. ``inductor`` compiles for the CPU then; the partitioner that decides what the backward
 pass computes again is the same one. tests/gpu does it on a GPU.
+
+This file is long: a section for each switch, which share what compares gradients.
 """
 
 import copy
+import pickle
 import shutil
 
 import pytest
@@ -122,6 +125,7 @@ def checkpointed(function, x, reentrant):
     return checkpoint(function, x) if old else checkpoint(function, x, use_reentrant=reentrant)
 
 
+KEEPS = "_get_current_graph_task_keep_graph"
 WAYS = [True, False] if hasattr(torch, "compile") else [True]
 
 
@@ -186,10 +190,78 @@ def test_backward_passes_in_any_order_find_their_masks(order, reentrant):
     assert close(gradients(quantizer), gradients(reference), 1e-6)
 
 
+FIXED_MAP = {
+    "trained": ("F0 B0 S F1 B1 S F2 B2", False, None),
+    "gradients added up": ("F0 B0 F1 B1 F2 B2", False, None),
+    "trained, graphs kept": ("F0 B0 S F1 B1 S F2 B2", True, None),
+    "back again after another pass": ("F0 B0 F1 B0", True, "cannot be told"),
+}
+
+
+@pytest.mark.parametrize("case", FIXED_MAP)
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_one_map_in_every_pass_finds_its_masks_or_is_refused(case, reentrant):
+    """As a test of overfitting has it. Forward and backward passes, and S, an optimizer's step."""
+    order, retain, refusal = FIXED_MAP[case]
+    if retain and reentrant:
+        pytest.skip("the reentrant way cannot go back twice")
+    if case == "gradients added up" and not reentrant and not hasattr(torch._C._autograd, KEEPS):
+        pytest.skip("a torch that does not say whether a graph is kept refuses it")
+    quantizer = make("two")
+    reference = copy.deepcopy(quantizer)
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+
+    def train(module, run):
+        passes = {}
+        for action in order.split():
+            if action == "S":
+                with torch.no_grad():
+                    for p in module.parameters():
+                        p.sub_(0.1 * p.grad)
+            elif action[0] == "F":
+                passes[action[1]] = run(lambda x: module(x)[:2], x, reentrant)
+            else:
+                z_q, loss = passes[action[1]]
+                (z_q.pow(2).sum() + loss).backward(retain_graph=retain)
+
+    if refusal:
+        with pytest.raises(RuntimeError, match=refusal):
+            train(quantizer, checkpointed)
+        return
+    train(quantizer, checkpointed)
+    train(reference, lambda f, x, _: f(x))
+    assert close(gradients(quantizer), gradients(reference), 1e-5)
+
+
+@pytest.mark.parametrize("reentrant", WAYS)
+def test_an_input_that_comes_out_otherwise_is_refused_in_the_first_pass_too(reentrant):
+    quantizer, calls = make("two"), []
+
+    def noisy(x):
+        calls.append(1)
+        return quantizer(x * len(calls))[:2]
+
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="its input came out otherwise"):
+        backward_of(checkpointed(noisy, x, reentrant))
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile"), reason="the reentrant way alone cannot nest so")
+@pytest.mark.parametrize("inner", [True, False])
+def test_checkpoints_in_checkpoints_find_their_masks(inner):
+    quantizer = make("two")
+    reference = copy.deepcopy(quantizer)
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    for _ in range(3):
+        outer = checkpointed(lambda x: checkpointed(lambda x: quantizer(x * 2)[:2], x * 3, inner), x, False)
+        backward_of(outer)
+        backward_of(reference(x * 3 * 2)[:2])
+    assert close(gradients(quantizer), gradients(reference), 1e-5)
+
+
 @needs_compile
 def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused():
     torch._dynamo.reset()
-    torch.manual_seed(20)  # weights of its own, and so a seed of the masks: those that others drew do not matter
     quantizer = make("two")
     reference = copy.deepcopy(quantizer)
     x = torch.randn(2, 24, 4, 4, requires_grad=True)
@@ -209,6 +281,32 @@ def test_checkpointing_inside_a_compiled_part_is_right_and_around_one_is_refused
 
         with pytest.raises(RuntimeError, match="gradient checkpointing computes"):
             train()
+
+
+@needs_compile
+@pytest.mark.skipif(not IN_ONE_PIECE, reason="before torch 2.4 the quantizer is left as it is")
+@pytest.mark.parametrize("again", ["built", "copied", "pickled", "loaded"])
+def test_checkpointing_around_a_compiled_quantizer_is_refused_in_the_second_run_of_a_seed_too(again):
+    """The first run has drawn the masks of these numbers already; that is another quantizer's, or was before a load."""
+    quantizer = make("two")
+    start = {key: value.clone() for key, value in quantizer.state_dict().items()}
+    for _ in range(5):
+        quantizer(torch.randn(2, 24, 4, 4))
+    ran_before = quantizer
+    if again == "built":
+        torch.manual_seed(0)
+        quantizer = make("two")
+    elif again == "copied":
+        quantizer = copy.deepcopy(quantizer)
+    elif again == "pickled":
+        quantizer = pickle.loads(pickle.dumps(quantizer))
+    quantizer.load_state_dict(start)
+    torch._dynamo.reset()
+    compiled = torch.compile(quantizer, backend="aot_eager_decomp_partition")
+    x = torch.randn(2, 24, 4, 4, requires_grad=True)
+    with pytest.raises(RuntimeError, match="gradient checkpointing computes"):
+        backward_of(checkpointed(lambda x: compiled(x)[:2], x, False))
+    assert again == "loaded" or ran_before.transfer.dropout.owner != quantizer.transfer.dropout.owner
 
 
 # ------------------------------------------------------------------------------------------------- averaged weights
@@ -305,7 +403,8 @@ def test_lightnings_averaging_keeps_the_codebook(tmp_path):
 
 
 def test_averages_that_hosts_keep_are_of_the_weights_alone():
-    """LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma``, by what they go through: named parameters."""
+    """What LlamaGen's ``update_ema`` and latent-diffusion's ``LitEma`` go through: named parameters. The real ones run
+    in tests/hosts/real_hosts.py, where ``VQCT_HOSTS`` names the hosts' checkouts."""
     quantizer = make("two")
     average = copy.deepcopy(quantizer)
     trained_a_little(quantizer)
@@ -425,6 +524,19 @@ def test_what_torch_func_cannot_do_is_refused_in_a_sentence():
         torch.vmap(lambda z: quantizer(z[None])[0])(z)
 
 
+@needs_func
+def test_codes_of_the_wrong_part_decode_under_vmap_to_nothing_that_looks_right():
+    quantizer = make("two").eval()
+    indices = quantizer(torch.randn(3, 24, 4, 4))[2][2].view(3, -1)
+    indices[1, 3] = 50
+    decoded = torch.vmap(lambda i: quantizer.get_codebook_entry(i, (1, 4, 4, 24)))(indices)
+    expected = [quantizer.get_codebook_entry(indices[i], (1, 4, 4, 24)) for i in (0, 2)]
+    assert torch.allclose(decoded[::2], torch.stack(expected), atol=1e-6)
+    wrong = torch.isnan(decoded)
+    assert wrong[1, 0, :, 0, 3].all()
+    assert wrong.sum() == 24
+
+
 @pytest.mark.skipif(not hasattr(torch, "compile"), reason="an older torch.jit.script does not ask")
 def test_scripting_is_refused_in_a_sentence():
     for module in (make("two"), torch.nn.Sequential(make("two"))):
@@ -444,6 +556,25 @@ def test_the_meta_device_gives_shapes_and_no_word_is_lost_there():
         back = copy.deepcopy(quantizer).to("meta").to_empty(device="cpu")
         back.load_state_dict(state)
         assert torch.equal(back.embedding.weight, expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.Module, "to_empty"), reason="to_empty came with torch 1.8")
+@needs_compile
+def test_a_frozen_codebook_goes_to_the_meta_device_and_back():
+    quantizer = make("two").eval().freeze_codebook()
+    z = torch.randn(2, 24, 4, 4)
+    expected, state = quantizer(z)[0], copy.deepcopy(quantizer.state_dict())
+    quantizer.to("meta")
+    for _ in range(2):
+        assert quantizer(z.to("meta"))[0].shape == expected.shape
+    quantizer.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for p in quantizer.parameters():
+            p.fill_(1.0)  # what lay in the memory that to_empty took
+    with pytest.raises(RuntimeError, match="have changed"):
+        quantizer(z)
+    quantizer.load_state_dict(state)
+    assert torch.equal(quantizer(z)[0], expected)
 
 
 @needs_compile

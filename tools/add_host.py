@@ -2,7 +2,7 @@
 
 Writes ``vqct_plugin/patches/NAME/quantizer.patch``, what the checkout's files differ by from its commit, and the host's
 entry in ``vqct_plugin/patches/hosts.json``. An existing host's ``marks`` and ``target`` stay as they are. The checkout
-is only read.
+is only read. A host that needs no patch has an entry without ``files``, which you write by hand.
 """
 
 import hashlib
@@ -23,7 +23,10 @@ def add_host(name: str, checkout: Path, patches: Path = PATCHES) -> Dict[str, An
 
     files = git("diff", "-z", "--name-only", "HEAD").decode().split("\0")[:-1]
     if not files:
-        raise ValueError(f"{checkout} has no change; make the host read quantizer_config there, and do not commit it")
+        raise ValueError(
+            f"{checkout} has no change; make the host read quantizer_config there, and do not commit it. A host that "
+            "needs no patch has an entry without files in hosts.json: write it by hand"
+        )
     manifest = json.loads((patches / "hosts.json").read_text(encoding="utf-8"))
     entry = manifest.get(name, {"repository": "OWNER/NAME", "marks": [[files[0], "TEXT"]]})
     entry["commit"] = git("rev-parse", "HEAD").decode().strip()

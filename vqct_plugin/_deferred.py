@@ -39,14 +39,14 @@ class DeferredErrors:
             answer = condition.detach().to("cpu", non_blocking=True)
         else:
             answer = condition.detach().clone()
-        self._pending.append(_Pending(_recorded_event(condition.device), answer, message, error))
+        self._pending.append(_Pending(_record_event(condition.device), answer, message, error))
 
     def _raise_due(self) -> None:
         while self._pending and (self._pending[0].arrived is None or self._pending[0].arrived.query()):
             due = self._pending.pop(0)
             if not bool(due.answer):
                 self._pending.clear()
-                raise due.error(f"{due.message} (in an earlier step: the device's answer is not waited for)")
+                raise due.error(f"{due.message} (this happened in an earlier step; checks on a GPU are reported late)")
 
     # Copies and pickles of a module do not take along what is still under way.
     def __deepcopy__(self, memo: Any) -> "DeferredErrors":
@@ -63,7 +63,7 @@ def is_capturing(device: torch.device) -> bool:
     return bool(torch.cuda.is_current_stream_capturing())
 
 
-def _recorded_event(device: torch.device) -> Optional[Any]:
+def _record_event(device: torch.device) -> Optional[Any]:
     """An event that has happened when the device has done all that it was given so far; None where there is none."""
     make = _event_class(device)
     if make is None:

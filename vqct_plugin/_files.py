@@ -38,16 +38,17 @@ def find_target(path: Path) -> Path:
         OSError: it cannot be told what is there, as with links in a circle.
     """
     target = Path(os.path.realpath(str(path)))
-    mode = _mode(target)
-    if mode is not None and not stat.S_ISREG(mode):
+    there = _stat(target)
+    if there is not None and not stat.S_ISREG(there.st_mode):
+        mode = there.st_mode
         kind = "folder; name a file in it" if stat.S_ISDIR(mode) else f"{_kind(mode)}; only a file can be replaced"
         raise NotAFileError(errno.EINVAL, f"{printable(path)} is a {kind}")
     return target
 
 
-def _mode(path: Path) -> Optional[int]:
+def _stat(path: Path) -> Optional[os.stat_result]:
     try:
-        return os.stat(str(path)).st_mode
+        return os.stat(str(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -61,7 +62,8 @@ def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
     """Write aside, then move: a reader sees the old file or the new one, never a part.
 
     Where the system has files without a name (Linux), not even a process killed on the way leaves anything behind.
-    Links are followed, and a file that is replaced keeps its permissions.
+    Links are followed. A file that is replaced keeps its permissions, and its owner and group where this process may
+    give a file to them.
 
     Raises:
         NotAFileError: a folder, a device or the like is there; it is never replaced.
@@ -69,15 +71,27 @@ def write_whole(path: Path, data: bytes, overwrite: bool) -> None:
         OSError: it cannot be written.
     """
     path = find_target(path)
-    mode = _mode(path)
-    if not overwrite and mode is not None:
+    old = _stat(path)
+    if not overwrite and old is not None:
         raise FileExistsError(str(path))
-    mode = None if mode is None else stat.S_IMODE(mode)
-    if not _written_without_a_name(path, data, overwrite, mode):
-        _written_beside(path, data, overwrite, mode)
+    if not _written_without_a_name(path, data, overwrite, old):
+        _written_beside(path, data, overwrite, old)
 
 
-def _written_without_a_name(path: Path, data: bytes, overwrite: bool, mode: Optional[int]) -> bool:
+def _keep_owner(handle: int, old: os.stat_result) -> None:
+    """Give an open file the owner and the group of the one that it replaces; its permissions come after that, because a
+    change of owner takes some of them away."""
+    new = os.fstat(handle)
+    if hasattr(os, "fchown") and (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        for owner in (old.st_uid, -1):  # who may not give files away may still know the group
+            try:
+                os.fchown(handle, owner, old.st_gid)
+                break
+            except OSError:
+                continue
+
+
+def _written_without_a_name(path: Path, data: bytes, overwrite: bool, old: Optional[os.stat_result]) -> bool:
     """Whether it worked; it does not on other systems and on some network file systems."""
     if not hasattr(os, "O_TMPFILE"):
         return False
@@ -89,8 +103,9 @@ def _written_without_a_name(path: Path, data: bytes, overwrite: bool, mode: Opti
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-        if mode is not None:
-            os.fchmod(file.fileno(), mode)
+        if old is not None:
+            _keep_owner(file.fileno(), old)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
         source = f"/proc/self/fd/{file.fileno()}"
         name = path if not overwrite else path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -110,16 +125,17 @@ def _written_without_a_name(path: Path, data: bytes, overwrite: bool, mode: Opti
     return True
 
 
-def _written_beside(path: Path, data: bytes, overwrite: bool, mode: Optional[int]) -> None:
+def _written_beside(path: Path, data: bytes, overwrite: bool, old: Optional[os.stat_result]) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=str(path.parent))
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(
-            name, 0o666 & ~_umask() if mode is None else mode
-        )  # mkstemp's files are private; ours are shared as other files are
+            if old is not None:
+                _keep_owner(file.fileno(), old)
+        # mkstemp's files are private; ours are shared as other files are
+        os.chmod(name, 0o666 & ~_umask() if old is None else stat.S_IMODE(old.st_mode))
         if overwrite:
             os.replace(name, str(path))
         else:

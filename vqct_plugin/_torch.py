@@ -2,7 +2,7 @@
 
 import sys
 from contextlib import contextmanager, nullcontext
-from typing import Any, ContextManager, Iterator, List, Tuple
+from typing import Any, ContextManager, Iterator, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -18,9 +18,17 @@ def without_autocast(device: torch.device) -> ContextManager[Any]:
     """A context in which autocast is off for ``device``, on every torch since 1.7."""
     if device.type == "meta" or tracing():
         return nullcontext()  # nothing is computed there; no context is written down
-    if hasattr(torch, "autocast"):  # since torch 1.10
+    if not hasattr(torch, "autocast"):  # since torch 1.10
+        return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
+    if compiling():
         return torch.autocast(device_type=device.type, enabled=False)
-    return torch.cuda.amp.autocast(enabled=False)  # type: ignore[deprecated, unused-ignore]
+    available = getattr(getattr(torch, "amp", None), "is_autocast_available", None)  # since torch 2.4
+    if available is not None and not available(device.type):
+        return nullcontext()
+    try:
+        return torch.autocast(device_type=device.type, enabled=False)
+    except (RuntimeError, AssertionError):  # a device without autocast, as MPS before torch 2.5: nothing to turn off
+        return nullcontext()
 
 
 @contextmanager
@@ -81,6 +89,12 @@ def compiling() -> bool:
     return _is_compiling is not None and bool(_is_compiling())
 
 
+def in_dynamo() -> bool:
+    """Whether ``torch.compile``, or ``torch.export`` in its strict way, is reading this call's Python."""
+    asked = getattr(getattr(torch, "compiler", None), "is_dynamo_compiling", None)  # since torch 2.1
+    return asked is not None and bool(asked())
+
+
 def eager_before_2_4(method: Any) -> Any:
     """A decorator: on torch 2.0 to 2.3 ``torch.compile`` leaves the method as it is and compiles what is around it.
 
@@ -100,6 +114,15 @@ def tracing() -> bool:
         return bool(torch.jit.is_tracing()) if hasattr(torch.jit, "is_tracing") else bool(torch._C._get_tracing_state())
     exporting = getattr(torch.compiler, "is_exporting", None)  # since torch 2.7
     return exporting is not None and bool(exporting())
+
+
+def without_modes() -> ContextManager[Any]:
+    """A context in which ``torch.export``, if it is at work, does not see what is computed: tensors have values."""
+    if not compiling():
+        return nullcontext()
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def in_func_transform() -> bool:
@@ -146,3 +169,37 @@ def in_backward() -> bool:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
+
+
+def keeps_graph() -> bool:
+    """Whether the backward pass that runs on this thread leaves its graph for another one, by ``retain_graph=True``;
+    where torch cannot say, whether it may."""
+    known = getattr(getattr(torch._C, "_autograd", None), "_get_current_graph_task_keep_graph", None)  # since torch 2.5
+    if known is not None:
+        return bool(known())
+    return hasattr(torch.autograd, "graph")  # before torch 1.10 checkpointing could not go back twice
+
+
+def version_of(tensor: Tensor) -> Optional[int]:
+    """How often a tensor was changed in place; None of one that does not count, as in inference mode."""
+    try:
+        return int(tensor._version)
+    except RuntimeError:
+        return None
+
+
+def running_ddp() -> Optional[Any]:
+    """The DistributedDataParallel in whose forward pass this is called; None outside of one."""
+    distributed = torch.distributed
+    if not distributed.is_available() or not distributed.is_initialized():
+        return None
+    from torch.nn.parallel import DistributedDataParallel
+
+    if hasattr(DistributedDataParallel, "_active_ddp_module"):  # since torch 1.10
+        return DistributedDataParallel._active_ddp_module
+    frame = sys._getframe(1)
+    while frame is not None:
+        if isinstance(frame.f_locals.get("self"), DistributedDataParallel):
+            return frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -6,7 +6,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin.dropout import moved_like
+from vqct_plugin._torch import is_fake, tracing
+from vqct_plugin.dropout import move_like
 
 
 class Transfer(nn.Module):
@@ -28,14 +29,20 @@ class Transfer(nn.Module):
         self._constants += (name,)
 
     def constant(self, name: str, like: Tensor) -> Tensor:
-        """A tensor that :meth:`hold` keeps, on the device of ``like``."""
+        """A tensor that :meth:`hold` keeps, on the device of ``like``; it stays there, so that it is copied once where
+        a wrapper moves parameters without ``Module._apply``."""
         held: Tensor = getattr(self, name)
-        return held if held.device == like.device else held.to(like.device)
+        if held.device == like.device:
+            return held
+        moved = held.to(like.device)
+        if not tracing() and not is_fake(moved):
+            setattr(self, name, moved)
+        return moved
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         super()._apply(fn, *args, **kwargs)
         for name in self._constants:
-            setattr(self, name, moved_like(fn, getattr(self, name)))
+            setattr(self, name, move_like(fn, getattr(self, name)))
         return self
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake
 from vqct_plugin._transfer import Transfer, sum_rows
-from vqct_plugin.dropout import moved_like, random_integers
-from vqct_plugin.fused import shares_of
+from vqct_plugin.dropout import draw_integers, move_like
+from vqct_plugin.fused import list_shares
 from vqct_plugin.prior import CodebookPrior
 from vqct_plugin.slices import Slice
 
@@ -109,7 +109,7 @@ class AveragesTransfer(Transfer):
         if not compiling() and (in_backward() or in_func_transform() or is_fake(rows)):
             return
         rows = rows.to(self.sums.dtype)
-        owners, shares = shares_of(rows, indices, self.slices)
+        owners, shares = list_shares(rows, indices, self.slices)
         per_code = torch.cat([torch.full_like(o, 1, dtype=rows.dtype) / s.topk for s, o in self._owners(indices)])
         news = torch.cat([shares, per_code.unsqueeze(1)], dim=1)
         # an embedding's gradient: sums by index, parallel on a CPU, and the same from run to run on a GPU
@@ -138,7 +138,7 @@ class AveragesTransfer(Transfer):
         counts, sums = self.counts[s.first : s.last], self.sums[s.first : s.last]
         average = counts.mean().clamp_min(_TINY)
         dead = (counts < self.restart * average) | (self.steps == 0)
-        places = torch.argsort(random_integers(len(vectors), self.steps.long() * len(self.slices) + s.first))
+        places = torch.argsort(draw_integers(len(vectors), self.steps.long() * len(self.slices) + s.first))
         rank = dead.cumsum(0) - 1
         jumps = dead & (rank < len(vectors))  # the others wait for the next batch
         found = vectors[places[rank.clamp(0, len(vectors) - 1)]]
@@ -149,7 +149,7 @@ class AveragesTransfer(Transfer):
         before = {name: buffer for name, buffer in self.named_buffers()}
         super()._apply(fn, *args, **kwargs)
         for name, buffer in before.items():  # moved, but never cast: half precision cannot count
-            setattr(self, name, moved_like(fn, buffer) if buffer.device.type != "meta" else getattr(self, name))
+            setattr(self, name, move_like(fn, buffer) if buffer.device.type != "meta" else getattr(self, name))
         return self
 
     def __getstate__(self) -> Any:

@@ -23,18 +23,19 @@ from vqct_plugin._torch import (
     batched_by_vmap,
     compiling,
     eager_before_2_4,
+    in_dynamo,
     in_func_transform,
     is_fake,
     on_the_host,
     tracing,
     without_autocast,
 )
-from vqct_plugin.dropout import moved_like
+from vqct_plugin.dropout import move_like
 from vqct_plugin.frozen import FrozenCodebook
 from vqct_plugin.prior import CodebookPrior, PriorError
-from vqct_plugin.slices import check_flag, slices_of, token_bounds
-from vqct_plugin.state import QuantizerState, prior_in, settings_in
-from vqct_plugin.table import Table, check_range, mean_of
+from vqct_plugin.slices import check_flag, make_slices, token_bounds
+from vqct_plugin.state import QuantizerState, read_prior, read_settings
+from vqct_plugin.table import Table, average_codes, check_range
 from vqct_plugin.terms import name_of, record, was_given
 from vqct_plugin.transfer import TransferLike, build_transfer
 
@@ -80,7 +81,7 @@ class TransferredCodebook(nn.Module):
         self.e_dim = e_dim
         self.words = list(self.prior.words)
         self.parts = self.prior.parts
-        self.slices = slices_of(self.prior, joint, topk)
+        self.slices = make_slices(self.prior, joint, topk)
         self.topk = topk
         self.tokens_per_position = sum(s.topk for s in self.slices)
         if not isinstance(e_dim, int) or e_dim < 1 or e_dim % len(self.slices):
@@ -123,7 +124,7 @@ class TransferredCodebook(nn.Module):
         Args:
             state: a state dict, of the quantizer or of a model that has it.
             prefix: where it stands there, as ``"quantize."`` in a VQGAN's.
-            options: arguments that go before those in the state.
+            options: arguments that override those in the state.
 
         Raises:
             PriorError: the state does not hold the quantizer's prior (a checkpoint of an early version does not).
@@ -134,7 +135,7 @@ class TransferredCodebook(nn.Module):
         >>> torch.equal(first.embedding.weight, second.embedding.weight)
         True
         """
-        prior = prior_in(state, prefix)
+        prior = read_prior(state, prefix)
         if prior is None:
             raise PriorError(
                 f"the state has no {prefix}prior.header, so it does not say which words the codes are; build the "
@@ -144,7 +145,7 @@ class TransferredCodebook(nn.Module):
             raise ValueError("the state is of a quantizer with a remap; pass remap, the file of the indices in use")
         known = inspect.signature(cls.__init__).parameters
         takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        kept = {name: value for name, value in settings_in(state, prefix).items() if name in known or takes_all}
+        kept = {name: value for name, value in read_settings(state, prefix).items() if name in known or takes_all}
         settings = {"prior": prior, **kept, **options}
         missing = [name for name in ("n_e", "e_dim") if name not in settings]
         if missing:
@@ -179,12 +180,12 @@ class TransferredCodebook(nn.Module):
             (B, T, H, W) with T; (B, T*L) gives (B, L, C).
 
         Raises:
-            ValueError: the indices are no integers, do not fit the shape, or name codes that their token cannot take: a
-                noun's where an adjective's has to be. On a device other than the CPU that comes at a later call.
+            ValueError: the indices are not integers, do not fit the shape, or name codes that their token cannot take:
+                a noun's where an adjective's has to be. On a device other than the CPU that comes at a later call.
         """
         indices = self._as_indices(indices)
         if shape is None:
-            tokens, positions = self._spelled_out(indices)
+            tokens, positions = self._spell_out(indices)
             return self._entries(tokens, positions)
         b, *positions_, c = (shape[0], *shape[2:], shape[1]) if channel_first else tuple(shape)
         t = self.tokens_per_position
@@ -206,8 +207,8 @@ class TransferredCodebook(nn.Module):
             side = round((code.shape[1] / self.tokens_per_position) ** 0.5)
             if side * side * self.tokens_per_position != code.shape[1]:
                 raise ValueError(
-                    f"code has shape {tuple(code.shape)}, whose {code.shape[1]} tokens are no square of positions with "
-                    f"{self.tokens_per_position} token(s) each; use get_codebook_entry(code, shape)"
+                    f"code has shape {tuple(code.shape)}, whose {code.shape[1]} tokens are not a square of positions "
+                    f"with {self.tokens_per_position} token(s) each; use get_codebook_entry(code, shape)"
                 )
             return self.get_codebook_entry(code, (code.shape[0], side, side, self.e_dim))
         entries = self.get_codebook_entry(code)
@@ -262,7 +263,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         with torch.no_grad():
             codes = self._codes_in_use(dropout=False).clone()
-            self._frozen = FrozenCodebook(codes, [w.detach().clone() for w in self._sources()])
+            self._frozen = FrozenCodebook.of(codes, self._sources())
         return self
 
     def unfreeze_codebook(self: Self) -> Self:
@@ -270,6 +271,7 @@ class TransferredCodebook(nn.Module):
         self._frozen = None
         return self
 
+    @eager_before_2_4
     def _codes_in_use(self, dropout: Optional[bool] = None, fingerprint: Optional[Tensor] = None) -> Tensor:
         if self._frozen is not None:
             return self._still_frozen(self._frozen)
@@ -285,16 +287,18 @@ class TransferredCodebook(nn.Module):
     def _still_frozen(self, frozen: FrozenCodebook) -> Tensor:
         if self.training:
             raise RuntimeError("the codebook is frozen for inference; call unfreeze_codebook() before training")
-        if tracing():
+        if tracing() and not in_dynamo():
+            if frozen.is_stale():
+                raise RuntimeError(_STALE)
             return frozen.codes  # it becomes a constant of the graph
-        unchanged = frozen.unchanged(self._sources())
+        sources = self._sources()
+        if not compiling() and _any_fake(sources):
+            return frozen.codes.to(sources[0].device)  # shapes
+        unchanged = frozen.unchanged(sources)
         if compiling():
             return frozen.codes * torch.where(unchanged, 1.0, float("nan"))
-        self._errors.unless(
-            unchanged,
-            "the weights behind a frozen codebook have changed; call freeze_codebook() again, or unfreeze_codebook()",
-            RuntimeError,
-        )
+        if not is_fake(unchanged):
+            self._errors.unless(unchanged, _STALE, RuntimeError)
         return frozen.codes
 
     def _as_indices(self, indices: Tensor) -> Tensor:
@@ -303,7 +307,7 @@ class TransferredCodebook(nn.Module):
             raise ValueError(f"indices have dtype {indices.dtype}; expected integers")
         return indices.long()
 
-    def _spelled_out(self, indices: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
+    def _spell_out(self, indices: Tensor) -> Tuple[Tensor, Tuple[int, ...]]:
         """Indices that came without a map's shape as tokens (B, T, L), and the shape of their positions."""
         t, shape = self.tokens_per_position, tuple(indices.shape)
         if t == 1:
@@ -319,23 +323,25 @@ class TransferredCodebook(nn.Module):
 
     def _entries(self, tokens: Tensor, positions: Sequence[int]) -> Tensor:
         """The vectors (*positions, C) of tokens (B, T, L)."""
-        at = self._checked_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
+        at = self._check_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
         codes = self._codes_in_use(dropout=False)
         tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
-        vectors = torch.cat([mean_of(codes, own) for own in tokens_of_slices], dim=1)
-        if compiling() and not tracing():  # no error can be raised here; what is refused elsewhere is NaN
-            first, last = self.token_bounds.to(at.device).unbind(0)
+        vectors = torch.cat([average_codes(codes, own) for own in tokens_of_slices], dim=1)
+        if compiling() or tracing() or in_func_transform():  # nothing is raised here; what is refused elsewhere is NaN
+            first, last = self._bounds_on(at.device)
             wrong = ((at < first) | (at >= last)).any(dim=1, keepdim=True)
             vectors = vectors.masked_fill(wrong, float("nan"))
         return vectors.reshape(*positions, self.e_dim)
 
-    def _checked_tokens(self, at: Tensor) -> Tensor:
+    def _check_tokens(self, at: Tensor) -> Tensor:
         """Tokens (N, T), each one that its place can have; refused, or on a device refused later, where one is not."""
         if compiling() or tracing() or in_func_transform() or is_fake(at) or at.numel() == 0:
             return at
-        first, last = self.token_bounds.to(at.device).unbind(0)
+        first, last = self._bounds_on(at.device)
         if not on_the_host(at):
-            self._errors.unless(((at >= first) & (at < last)).all(), "an index names no code that its token can take")
+            self._errors.unless(
+                ((at >= first) & (at < last)).all(), "an index is outside the range of codes that its token can take"
+            )
             return torch.min(torch.max(at, first), last - 1)  # so that a kernel does not stumble before we can say it
         check_range(at, self.n_e - 1)
         wrong = torch.nonzero((at < first) | (at >= last))
@@ -348,8 +354,15 @@ class TransferredCodebook(nn.Module):
             )
         return at
 
+    def _bounds_on(self, device: torch.device) -> Sequence[Tensor]:
+        """``token_bounds`` on a device, where they stay: the first code of each token, and the one after the last."""
+        bounds = self.token_bounds.to(device)
+        if bounds is not self.token_bounds and not tracing() and not is_fake(bounds):
+            self.token_bounds = bounds
+        return bounds.unbind(0)
+
     def _check_input(self, z: Tensor) -> Optional[Tensor]:
-        """Refuse what is no map. Returns a number that tells this z from others, where the dropout asks for it."""
+        """Refuse what is not a map. Returns a number that tells this z from others, where the dropout asks for it."""
         if not z.is_floating_point():
             raise ValueError(f"z has dtype {z.dtype}; expected floating point")
         channels = z.shape[-1 if self.channels_last else 1] if z.dim() >= 2 else None
@@ -379,13 +392,16 @@ class TransferredCodebook(nn.Module):
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
         frozen = self._frozen
-        current = frozen is not None and bool(frozen.unchanged(self._sources()))
+        current = frozen is not None and not _any_fake(self._sources()) and bool(frozen.unchanged(self._sources()))
         super()._apply(fn, *args, **kwargs)
-        self.part_of_speech = moved_like(fn, self.part_of_speech)
-        self.token_bounds = moved_like(fn, self.token_bounds)
+        self.part_of_speech = move_like(fn, self.part_of_speech)
+        self.token_bounds = move_like(fn, self.token_bounds)
         if frozen is not None:
-            weights = self._sources() if current else frozen.weights
-            self._frozen = FrozenCodebook(moved_like(fn, frozen.codes), [w.detach().clone() for w in weights])
+            codes, sources = move_like(fn, frozen.codes), self._sources()
+            known = current and not _any_fake(sources)  # the meta device has no values to compare with later
+            self._frozen = (
+                FrozenCodebook.of(codes, sources) if known else FrozenCodebook(codes, frozen.weights, sources)
+            )
         return self
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -413,6 +429,13 @@ class TransferredCodebook(nn.Module):
             "torch.jit.script cannot compile this quantizer; use torch.compile to make it faster, torch.export or "
             "torch.onnx.export (after freeze_codebook()) to run it without this package"
         )
+
+
+_STALE = "the weights behind a frozen codebook have changed; call freeze_codebook() again, or unfreeze_codebook()"
+
+
+def _any_fake(tensors: Sequence[Tensor]) -> bool:
+    return any(map(is_fake, tensors))
 
 
 def _describe_transfer(transfer: TransferLike) -> Any:

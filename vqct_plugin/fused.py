@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from vqct_plugin._torch import at_least_float32, batched_by_vmap
-from vqct_plugin.lookup import nearest
+from vqct_plugin.lookup import find_nearest
 from vqct_plugin.slices import Slice
-from vqct_plugin.table import mean_of
+from vqct_plugin.table import average_codes
 
 
 class Quantize(torch.autograd.Function):
@@ -37,16 +37,16 @@ class Quantize(torch.autograd.Function):
         ctx: Any, z: Tensor, codes: Tensor, slices: Sequence[Slice], channels_last: bool
     ) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         p, d = len(slices), codes.shape[1]
-        rows = by_slices(z, p, channels_last)
+        rows = split_slices(z, p, channels_last)
         rows = torch.empty(rows.shape, dtype=at_least_float32(z).dtype, device=z.device).copy_(rows)
         q = torch.empty_like(rows)
         chosen = []
         for s, vectors, quantized in zip(slices, rows.view(p, -1, d), q.view(p, -1, d)):
-            indices = nearest(vectors, codes[s.first : s.last], s.topk) + s.first
+            indices = find_nearest(vectors, codes[s.first : s.last], s.topk) + s.first
             if s.topk == 1 and codes.dtype == q.dtype:
                 torch.index_select(codes, 0, indices[:, 0], out=quantized)
             else:
-                quantized.copy_(mean_of(codes, indices))
+                quantized.copy_(average_codes(codes, indices))
             chosen.append(indices)
         difference = rows.sub_(q)
         # vector by vector first: one sum in float32 over all of them would lose digits
@@ -55,7 +55,7 @@ class Quantize(torch.autograd.Function):
         if z.device.type != "cpu":
             q = torch.where(torch.isnan(difference), difference, q)
         z_q = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-        by_slices(z_q, p, channels_last).copy_(q)
+        split_slices(z_q, p, channels_last).copy_(q)
         indices = torch.cat(chosen, dim=1)
         if any(ctx.needs_input_grad[:2]):
             ctx.save_for_backward(z, codes, difference, indices)
@@ -73,15 +73,15 @@ class Quantize(torch.autograd.Function):
         of_z = of_codes = None
         if ctx.needs_input_grad[0]:
             of_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-            out = by_slices(of_z, p, ctx.channels_last)
-            through = by_slices(of_z_q, p, ctx.channels_last)
+            out = split_slices(of_z, p, ctx.channels_last)
+            through = split_slices(of_z_q, p, ctx.channels_last)
             factor = (scale * of_commitment).to(difference.dtype)
             if of_z_q.dtype == z.dtype == difference.dtype:
                 torch.addcmul(through, difference, factor, out=out)
             else:
                 out.copy_(torch.addcmul(through.to(difference.dtype), difference, factor))
         if ctx.needs_input_grad[1]:
-            owners, shares = shares_of(difference.view(p, -1, d), indices, ctx.slices)
+            owners, shares = list_shares(difference.view(p, -1, d), indices, ctx.slices)
             # an embedding's gradient: parallel on a CPU, and the same from run to run on a GPU
             sums = torch.ops.aten.embedding_dense_backward(shares, owners, len(codes), -1, False)
             of_codes = sums.mul_(-scale * of_codebook).to(codes.dtype)
@@ -94,17 +94,17 @@ def _gradients(
     """The gradients by operations that have gradients of their own: for penalties of gradients, and for vmap."""
     p, d = len(ctx.slices), codes.shape[1]
     scale = 2.0 * p / z.numel()
-    rows = at_least_float32(by_slices(z, p, ctx.channels_last))
+    rows = at_least_float32(split_slices(z, p, ctx.channels_last))
     tokens = indices.split([s.topk for s in ctx.slices], dim=1)
-    q = torch.stack([mean_of(codes, own) for own in tokens]).to(rows.dtype).view(rows.shape)
-    of_rows = by_slices(of_z_q, p, ctx.channels_last) + scale * of_commitment * (rows - q.detach())
+    q = torch.stack([average_codes(codes, own) for own in tokens]).to(rows.dtype).view(rows.shape)
+    of_rows = split_slices(of_z_q, p, ctx.channels_last) + scale * of_commitment * (rows - q.detach())
     of_z = of_rows.permute(1, 2, 0, 3) if ctx.channels_last else of_rows.permute(1, 0, 3, 2)
-    owners, shares = shares_of((q - rows.detach()).reshape(p, -1, d), indices, ctx.slices)
+    owners, shares = list_shares((q - rows.detach()).reshape(p, -1, d), indices, ctx.slices)
     sums = torch.zeros_like(codes).index_add(0, owners, shares.to(codes.dtype))
     return of_z.reshape(z.shape).to(z.dtype), scale * of_codebook * sums, None, None
 
 
-def by_slices(z: Tensor, p: int, channels_last: bool) -> Tensor:
+def split_slices(z: Tensor, p: int, channels_last: bool) -> Tensor:
     """A map as (p, B, L, D), a view of it where it is contiguous: for each of ``p`` slices of its channels, a vector
     for each position."""
     if channels_last:
@@ -112,7 +112,7 @@ def by_slices(z: Tensor, p: int, channels_last: bool) -> Tensor:
     return z.reshape(z.shape[0], p, z.shape[1] // p, -1).permute(1, 0, 3, 2)
 
 
-def shares_of(rows: Tensor, indices: Tensor, slices: Sequence[Slice]) -> Tuple[Tensor, Tensor]:
+def list_shares(rows: Tensor, indices: Tensor, slices: Sequence[Slice]) -> Tuple[Tensor, Tensor]:
     """Indices (M,) of codes, and what each of these gets of the rows (p, N, D) that chose it, (M, D): one of k codes
     that were chosen together gets a k-th."""
     owners = torch.cat([own.reshape(-1) for own in indices.split([s.topk for s in slices], dim=1)])

@@ -94,7 +94,7 @@ class GumbelTransferQuantizer(TransferredCodebook):
         return_logits: bool = False,
     ) -> Tuple[Any, ...]:
         """Draw codes for z (B, e_dim, H, W): ``(z_q, loss, (None, None, indices))``, and with ``return_logits`` the
-        logits (B, n_e, H, W) behind them. ``temp`` goes before ``temperature``."""
+        logits (B, n_e, H, W) behind them. ``temp`` takes precedence over ``temperature``."""
         if rescale_logits:
             raise ValueError("rescale_logits is not implemented (nor is it in taming); leave it out")
         fingerprint = self._check_input(z)

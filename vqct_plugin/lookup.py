@@ -16,7 +16,7 @@ from torch import Tensor
 from vqct_plugin._operators import operator
 from vqct_plugin._torch import at_least_float32, exact_float32_products, in_func_transform, tracing, without_autocast
 
-__all__ = ["nearest"]
+__all__ = ["find_nearest"]
 
 # On a CPU a tile's scores stay in the cache between the product and the search for its minima; 2 MB and 16 MB.
 _TILE_SCORES = {"cpu": 1 << 19, "other": 1 << 22}
@@ -26,7 +26,7 @@ _COPIED = 1 << 22  # floats of vectors, or of codes, copied at a time: 16 MB
 _GROUP = 64  # scores of which the CPU first finds the least, then where it is: a vectorized pass and a short search
 
 
-def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
+def find_nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
     """The k nearest codes of each vector by squared Euclidean distance, the nearest first.
 
     Distances are computed in float32 (in float64 where an argument has it), whatever autocast or TF32 say. Codes whose
@@ -43,7 +43,7 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
 
     Source: Zhang et al., CVPR 2024, the quantization step; there k is 1 for nouns and ``topk`` for adjectives.
 
-    >>> nearest(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]), k=2)
+    >>> find_nearest(torch.tensor([[0.9, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]), k=2)
     tensor([[1, 2]])
     """
     if z.dim() != 2 or codes.dim() != 2 or z.shape[1] != codes.shape[1]:
@@ -59,7 +59,7 @@ def nearest(z: Tensor, codes: Tensor, k: int = 1) -> Tensor:
     return found
 
 
-def nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
+def find_nearest_as_taming(z: Tensor, codes: Tensor) -> Tensor:
     """The nearest code by the float32 arithmetic of taming's ``VectorQuantizer2``, term by term: (N,) int64.
 
     Where two codes are nearly as close this keeps the choice that rounding makes there, so that a learned table gives

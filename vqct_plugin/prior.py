@@ -105,23 +105,23 @@ class CodebookPrior:
     edges_within_parts: bool = False
 
     def __post_init__(self) -> None:
-        words, parts = _checked_names(self.words, "words"), _checked_names(self.parts, "parts")
+        words, parts = _check_names(self.words, "words"), _check_names(self.parts, "parts")
         if len(set(parts)) != len(parts):
             raise PriorError(f"parts are {list(parts)}: each part of speech has to be named once")
         if len(parts) > 255:
             raise PriorError(f"{len(parts)} parts of speech: at most 255 can be told apart in the file")
         n = len(words)
-        part_of_speech = _checked_integers(self.part_of_speech, "part_of_speech", (n,), 0, len(parts) - 1)
-        count = _checked_integers(self.count, "count", (n,), 0, _LARGEST_COUNT)
-        vectors = _checked_vectors(self.vectors, n)
+        part_of_speech = _check_integers(self.part_of_speech, "part_of_speech", (n,), 0, len(parts) - 1)
+        count = _check_integers(self.count, "count", (n,), 0, _LARGEST_COUNT)
+        vectors = _check_vectors(self.vectors, n)
         edges = np.asarray(self.edges)
         if edges.size == 0:
             edges = np.zeros((2, 0), dtype=np.int64)
-        edges = _checked_integers(edges, "edges", (2, None), 0, n - 1)
+        edges = _check_integers(edges, "edges", (2, None), 0, n - 1)
         edge_count = np.asarray(self.edge_count)
         if edge_count.size == 0:
             edge_count = np.zeros(0, dtype=np.int64)
-        edge_count = _checked_integers(edge_count, "edge_count", (edges.shape[1],), 1, _LARGEST_COUNT)
+        edge_count = _check_integers(edge_count, "edge_count", (edges.shape[1],), 1, _LARGEST_COUNT)
         if not isinstance(self.edges_within_parts, bool):
             raise PriorError(f"edges_within_parts is {self.edges_within_parts!r}; expected True or False")
         _refuse_edges(words, part_of_speech, parts, edges, self.edges_within_parts)
@@ -132,7 +132,7 @@ class CodebookPrior:
         except (TypeError, ValueError, RecursionError) as error:
             raise PriorError(f"provenance has to be a mapping of plain JSON values: {error}") from error
 
-        order = _sorted_order(words, part_of_speech, count)
+        order = _find_order(words, part_of_speech, count)
         place = np.empty(n, dtype=np.int64)
         place[order] = np.arange(n)
         edges, edge_count = _merge_edges(place[edges], edge_count, n)
@@ -292,7 +292,7 @@ class CodebookPrior:
             why = getattr(error, "strerror", None) or error
             raise PriorError(f"{named} cannot be opened: {why}; expected the path of a prior file") from error
         if not stat.S_ISREG(mode):
-            what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+            what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
             raise PriorError(f"{named} {what}; a prior is one file; build it with vqct_plugin.build_prior")
         try:
             header, arrays = _read(file)
@@ -370,7 +370,7 @@ class CodebookPrior:
         Raises:
             PriorError: they are not those of a prior, or do not belong together.
         """
-        checked = _checked_header(header)
+        checked = _check_header(header)
         prior = cls(
             words=checked["words"],
             parts=checked["parts"],
@@ -417,7 +417,7 @@ def _refuse_many_values(provenance: Any) -> None:
             waiting.extend(value.values() if isinstance(value, dict) else value)
 
 
-def _checked_names(names: Any, what: str) -> Tuple[str, ...]:
+def _check_names(names: Any, what: str) -> Tuple[str, ...]:
     if isinstance(names, str) or not isinstance(names, (list, tuple)):
         raise PriorError(f"{what} has to be a list of strings, not {type(names).__name__}")
     if not names:
@@ -428,7 +428,7 @@ def _checked_names(names: Any, what: str) -> Tuple[str, ...]:
     return tuple(names)
 
 
-def _checked_integers(array: Any, name: str, shape: Tuple[Optional[int], ...], low: int, high: int) -> np.ndarray:
+def _check_integers(array: Any, name: str, shape: Tuple[Optional[int], ...], low: int, high: int) -> np.ndarray:
     array = np.asarray(array)
     if array.dtype.kind not in "iu":
         raise PriorError(f"{name} has dtype {array.dtype}; expected integers")
@@ -441,7 +441,7 @@ def _checked_integers(array: Any, name: str, shape: Tuple[Optional[int], ...], l
     return array.astype(np.int64)
 
 
-def _checked_vectors(vectors: Any, n: int) -> np.ndarray:
+def _check_vectors(vectors: Any, n: int) -> np.ndarray:
     vectors = np.asarray(vectors)
     if vectors.dtype not in (np.float16, np.float32):
         raise PriorError(f"vectors have dtype {vectors.dtype}; expected float16 or float32")
@@ -483,7 +483,7 @@ def _refuse_edges(
     )
 
 
-def _sorted_order(words: Sequence[str], part_of_speech: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _find_order(words: Sequence[str], part_of_speech: np.ndarray, count: np.ndarray) -> np.ndarray:
     """Where the words come from, sorted by part, then count (the commonest first), then word."""
     alphabetical = np.array(sorted(range(len(words)), key=words.__getitem__), dtype=np.int64)
     in_order = np.lexsort((-count[alphabetical], part_of_speech[alphabetical]))  # stable: the alphabet settles the rest
@@ -514,7 +514,7 @@ def _read(file: Path) -> Tuple[Dict[str, Any], Dict[str, np.ndarray]]:
             raise PriorError(f"a safetensors file, but not a prior: its metadata has no {FORMAT!r}")
         if metadata[FORMAT].count('":') > 2 * _MOST_PROVENANCE:  # the keys, counted before a million are made
             raise PriorError(_MANY_VALUES)
-        header = _checked_header(_parse_json(metadata[FORMAT]))
+        header = _check_header(_parse_json(metadata[FORMAT]))
         arrays = {}
         present = list(opened.keys())
         for name, dtypes in _FILE_DTYPES.items():
@@ -534,7 +534,7 @@ def _parse_json(text: str) -> Any:
         raise PriorError(f"the metadata is damaged: {error}") from error
 
 
-def _checked_header(header: Any) -> Dict[str, Any]:
+def _check_header(header: Any) -> Dict[str, Any]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise PriorError(f"the metadata does not say it is a {FORMAT!r}")
     versions = (VERSION, VERSION_WITHIN_PARTS)

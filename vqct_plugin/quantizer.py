@@ -23,11 +23,11 @@ from vqct_plugin._torch import (
 )
 from vqct_plugin.averages import AveragesTransfer
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
-from vqct_plugin.fused import Quantize, by_slices
-from vqct_plugin.lookup import nearest, nearest_as_taming
+from vqct_plugin.fused import Quantize, split_slices
+from vqct_plugin.lookup import find_nearest, find_nearest_as_taming
 from vqct_plugin.remap import Remap
 from vqct_plugin.slices import Slice, check_flag
-from vqct_plugin.table import mean_of
+from vqct_plugin.table import average_codes
 from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, record, straight_through
 from vqct_plugin.transfer import TransferLike
 
@@ -200,6 +200,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
         return z_q, loss if more is None else loss + more, (None, None, self._arrange_indices(chosen, z))
 
+    @eager_before_2_4  # an adapter's forward calls it
     def _quantize_map(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
         there are any, and indices (N, T)."""
@@ -208,11 +209,11 @@ class CodebookTransferQuantizer(TransferredCodebook):
         more: Optional[Tensor] = None
         with without_autocast(z.device):
             if self._one_by_one(z):
-                z_q, commitment, codebook, more, chosen = self._quantized_one_by_one(z, codes)
+                z_q, commitment, codebook, more, chosen = self._quantize_one_by_one(z, codes)
             else:
                 z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
             if self.training and isinstance(self.transfer, AveragesTransfer):
-                rows = at_least_float32(by_slices(z.detach(), len(self.slices), self.channels_last))
+                rows = at_least_float32(split_slices(z.detach(), len(self.slices), self.channels_last))
                 rows = rows.reshape(len(self.slices), -1, rows.shape[-1])
                 self.transfer.learn(F.normalize(rows, dim=-1) if self.l2_normalize else rows, chosen)
             return z_q, commitment, codebook, more, chosen
@@ -222,9 +223,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
         :class:`vqct_plugin.fused.Quantize`, and where they are fused or written down anyway."""
         return self._as_taming or not self._plain or compiling() or tracing() or in_func_transform() or is_fake(z)
 
-    def _quantized_one_by_one(
-        self, z: Tensor, codes: Tensor
-    ) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+    def _quantize_one_by_one(self, z: Tensor, codes: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         more: Optional[Tensor] = None
         commitment = codebook = torch.zeros((), dtype=codes.dtype, device=z.device)
         quantized: List[Tensor] = []
@@ -238,7 +237,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
                 vectors = F.normalize(vectors, dim=-1)
             flat = vectors.reshape(-1, vectors.shape[-1])
             indices = self._nearest(flat, codes, s)
-            q = mean_of(codes, indices).view(vectors.shape)
+            q = average_codes(codes, indices).view(vectors.shape)
             moved_vectors, moved_codes = self._errors_of(q, vectors)
             commitment = commitment + moved_vectors
             codebook = codebook + moved_codes
@@ -255,8 +254,8 @@ class CodebookTransferQuantizer(TransferredCodebook):
         """(N, topk) indices into the whole codebook."""
         own = codes.detach()[s.first : s.last]
         if self._as_taming:
-            return nearest_as_taming(vectors, own.to(vectors.dtype)).unsqueeze(1)
-        return nearest(vectors, own, s.topk) + s.first
+            return find_nearest_as_taming(vectors, own.to(vectors.dtype)).unsqueeze(1)
+        return find_nearest(vectors, own, s.topk) + s.first
 
     def _errors_of(self, q: Tensor, vectors: Tensor) -> Tuple[Tensor, Tensor]:
         """The mean squared distance of vectors and codes, once with the vectors' gradient and once with the codes'."""

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin._torch import on_the_host
+from vqct_plugin._torch import is_fake, on_the_host
 from vqct_plugin.table import check_range
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 class Remap:
@@ -33,7 +33,7 @@ class Remap:
         used = np.load(path, allow_pickle=False)
         if used.ndim != 1 or used.dtype.kind not in "iu" or used.size == 0 or used.min() < 0 or used.max() >= n_e:
             raise ValueError(f"{path} holds {used.dtype} {used.shape}; expected indices in [0, {n_e}) in one row")
-        self.used = torch.tensor(used.astype(np.int64))
+        self.used = torch.tensor(used.astype(np.int64), device="cpu")
         self.re_embed = len(used)
         self.unknown_index = unknown_index
         if unknown_index == "extra":
@@ -43,12 +43,14 @@ class Remap:
             raise ValueError(
                 f"unknown_index is {unknown_index!r}; expected 'random', 'extra', or an integer in [0, {self.re_embed})"
             )
-        _LOG.info("Remapping %d indices to %d, unknown ones to %s.", n_e, self.re_embed, self.unknown_index)
+        _log.info("Remapping %d indices to %d, unknown ones to %s.", n_e, self.re_embed, self.unknown_index)
 
     def places(self, indices: Tensor) -> Tensor:
         """Places in ``used`` of indices (B, L); ``unknown_index`` for those not in it."""
-        self.used = self.used.to(indices.device)  # once: afterwards it is there
-        matches = indices[:, :, None] == self.used
+        used = self.used.to(indices.device)
+        if not is_fake(used):
+            self.used = used  # once: afterwards it is there
+        matches = indices[:, :, None] == used
         places = matches.long().argmax(-1)
         unknown = ~matches.any(-1)
         if self.unknown_index == "random":  # drawn on the CPU, as taming draws

@@ -23,7 +23,7 @@ def token_bounds(slices: Sequence[Slice]) -> Tensor:
     return torch.tensor([[s.first for s in tokens], [s.last for s in tokens]], device="cpu")
 
 
-def slices_of(prior: CodebookPrior, joint: bool, topk: Union[int, Mapping[str, int]]) -> List[Slice]:
+def make_slices(prior: CodebookPrior, joint: bool, topk: Union[int, Mapping[str, int]]) -> List[Slice]:
     """The slices of a quantizer over ``prior``: one for each part, or one for all of them.
 
     Raises:

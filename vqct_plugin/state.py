@@ -22,7 +22,7 @@ from torch import Tensor
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.terms import was_given
 
-__all__ = ["prior_in"]
+__all__ = ["read_prior"]
 
 ARRAYS = ("vectors", "part_of_speech", "count", "edges", "edge_count")
 #: settings that make another codebook, or another meaning of its indices, out of the same weights
@@ -69,10 +69,10 @@ class QuantizerState:
             self._compare({"fingerprint": str(header.get("fingerprint")), "description": _description(header)})
             for name in ARRAYS:
                 there, here = theirs[f"prior.{name}"], self.tensors[f"prior.{name}"]
-                if there is not None and not torch.equal(there.detach().cpu(), here):
+                if there is not None and not _same_values(there, here):
                     raise PriorError(
-                        f"prior.{name} in the checkpoint is damaged: its header says that it is the prior of this "
-                        "quantizer, and its values are others. This happens when whole state dicts are "
+                        f"prior.{name} in the checkpoint is damaged: its header matches this quantizer's prior, "
+                        "but its values differ. This happens when whole state dicts are "
                         "averaged; average only the parameters"
                     )
         if theirs["settings"] is not None:
@@ -99,13 +99,13 @@ class QuantizerState:
                 )
 
 
-def settings_in(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
+def read_settings(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     """The arguments of the quantizer whose state is under ``prefix``; empty for one that an earlier version wrote."""
     text = state.get(f"{prefix}settings")
     return {} if text is None else _json(text, "settings")
 
 
-def prior_in(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPrior]:
+def read_prior(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPrior]:
     """The prior that a state dict holds under ``prefix``, as ``"quantize."`` of a VQGAN's; None where it holds none.
 
     Raises:
@@ -117,8 +117,26 @@ def prior_in(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPri
     if missing:
         raise PriorError(f"the state has {prefix}prior.header, but no {prefix}prior.{missing[0]}: it is not complete")
     header = _json(state[f"{prefix}prior.header"], "prior.header")
-    arrays = {name: state[f"{prefix}prior.{name}"].detach().cpu().numpy() for name in ARRAYS}
-    return CodebookPrior.from_header(header, arrays)
+    tensors = {name: state[f"{prefix}prior.{name}"].detach().cpu() for name in ARRAYS}
+    dtype = tensors["vectors"].dtype
+    if dtype not in (torch.float16, torch.float32):
+        tensors["vectors"] = tensors["vectors"].float()
+    try:
+        return CodebookPrior.from_header(header, {name: tensor.numpy() for name, tensor in tensors.items()})
+    except PriorError as error:
+        raise PriorError(
+            f"{prefix}prior in the state: {error}. Its vectors are {dtype}: where a state's floating point was cast as "
+            "a whole, the prior's own values are gone; build the quantizer with its prior file, and load the state "
+            "into it"
+        ) from error
+
+
+def _same_values(there: Tensor, here: Tensor) -> bool:
+    """Whether a checkpoint has our values, or what became of them when its floating point was cast as a whole."""
+    there = there.detach().cpu()
+    if there.is_floating_point() and here.is_floating_point():
+        here = here.to(there.dtype)
+    return there.shape == here.shape and there.dtype == here.dtype and torch.equal(there, here)
 
 
 def _tensor_of(array: np.ndarray) -> Tensor:
@@ -142,7 +160,7 @@ def _json(tensor: Any, name: str) -> Dict[str, Any]:
     try:
         read = json.loads(bytes(tensor.detach().cpu().numpy().astype(np.uint8)).decode())
         if not isinstance(read, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         return read
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise PriorError(f"{name} in the checkpoint is damaged: {error}") from error

@@ -17,7 +17,7 @@ class Table(NamedTuple):
         return F.embedding(indices.long(), self.weight)
 
 
-def mean_of(codes: Tensor, indices: Tensor) -> Tensor:
+def average_codes(codes: Tensor, indices: Tensor) -> Tensor:
     """(N, D): the mean of the codes at indices (N, k)."""
     if indices.shape[1] == 1:
         return F.embedding(indices.squeeze(1), codes)

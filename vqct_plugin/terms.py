@@ -11,7 +11,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin.table import mean_of
+from vqct_plugin.table import average_codes
 
 __all__ = ["GRADIENTS", "LOSS_TERMS", "codebook", "commitment", "rotation", "straight_through"]
 
@@ -68,7 +68,7 @@ def commitment(z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
 
     Source: Zhang et al., CVPR 2024, and van den Oord et al. 2017, equation 3, third term.
     """
-    return F.mse_loss(z, mean_of(codes.detach(), indices).to(z.dtype))
+    return F.mse_loss(z, average_codes(codes.detach(), indices).to(z.dtype))
 
 
 def codebook(z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def codebook(z: Tensor, codes: Tensor, indices: Tensor) -> Tensor:
 
     Source: Zhang et al., CVPR 2024, and van den Oord et al. 2017, equation 3, second term.
     """
-    return F.mse_loss(mean_of(codes, indices).to(z.dtype), z.detach())
+    return F.mse_loss(average_codes(codes, indices).to(z.dtype), z.detach())
 
 
 GRADIENTS: Dict[str, Gradient] = {"straight_through": straight_through, "rotation": rotation}

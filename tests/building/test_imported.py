@@ -202,7 +202,7 @@ def test_a_hostile_pickle_is_refused_and_nothing_of_it_runs(tmp_path, name, plac
 
 
 def test_the_refusal_names_what_the_pickle_wanted(tmp_path):
-    with pytest.raises(BuildError, match=r"it names (posix|nt)\.mkdir, which is no tensor and no plain value"):
+    with pytest.raises(BuildError, match=r"it names (posix|nt)\.mkdir, which is neither a tensor nor a plain value"):
         import_prior(pickled(tmp_path, Call(os.mkdir, harm(tmp_path))))
 
 

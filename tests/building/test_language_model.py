@@ -165,6 +165,85 @@ def test_a_pooling_that_is_not_known_is_refused(tiny_bert, tmp_path, config, sen
         PromptEncodings(LanguageModel(with_pooling(tiny_bert, tmp_path / "odd", config)))
 
 
+@pytest.fixture
+def on_the_hub(tiny_bert, tmp_path, monkeypatch):
+    """A name on the hub whose model is in a cache of its own, and no network: the cache's folder and its commit."""
+    import shutil
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cache, commit = tmp_path / "models--someone--bge", "0" * 40
+    shutil.copytree(tiny_bert, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    return cache, commit
+
+
+def test_a_pooling_that_cannot_be_told_is_refused(on_the_hub, caplog):
+    cache, commit = on_the_hub
+    sentence = (
+        r"how 'someone/bge' is pooled cannot be told: its 1_Pooling/config\.json is not in the cache, and the hub was "
+        r"not reached.*hf download NAME --local-dir FOLDER.*pooling is one of cls, max"
+    )
+    with pytest.raises(BuildError, match=sentence):
+        PromptEncodings(LanguageModel("someone/bge"))
+    assert PromptEncodings(LanguageModel("someone/bge"), pooling="cls").pooling == "first token"
+    known_absent = cache / ".no_exist" / commit / "1_Pooling" / "config.json"
+    known_absent.parent.mkdir(parents=True)
+    known_absent.touch()
+    assert PromptEncodings(LanguageModel("someone/bge")).pooling == "mean over tokens"
+    own = cache / "snapshots" / commit / "1_Pooling" / "config.json"
+    known_absent.unlink()
+    own.parent.mkdir()
+    own.write_text(json.dumps({"pooling_mode_cls_token": True}))
+    assert PromptEncodings(LanguageModel("someone/bge")).pooling == "first token"
+    assert not caplog.messages
+
+
+def test_the_hubs_own_answer_tells_what_is_absent(on_the_hub, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.utils import EntryNotFoundError
+
+    def answer(error):
+        def download(*_, **__):
+            raise error
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+        return LanguageModel("someone/bge").lacks("1_Pooling/config.json")
+
+    assert answer(EntryNotFoundError("404"))
+    assert not answer(ConnectionError("no route"))
+    assert not answer(PermissionError("the cache is another's"))
+
+
+def test_the_pooling_of_a_folder_that_does_not_say_it_is_a_guess_and_said_to_be(tiny_bert, tmp_path, caplog):
+    assert PromptEncodings(LanguageModel(tiny_bert)).pooling == "mean over tokens"
+    (message,) = caplog.messages
+    assert "how 'tiny-bert' is pooled is a guess, mean over tokens: its folder has no 1_Pooling/config.json" in message
+    assert "hf download NAME --local-dir FOLDER" in message
+    caplog.clear()
+    PromptEncodings(LanguageModel(tiny_bert), pooling="mean")
+    PromptEncodings(LanguageModel(with_pooling(tiny_bert, tmp_path / "own", {"pooling_mode": "mean"})))
+    assert not caplog.messages
+
+
+def test_the_pooling_named_is_taken_before_the_models_own(tiny_bert, tmp_path, model_of):
+    folder = with_pooling(tiny_bert, tmp_path / "own", {"pooling_mode": "mean"})
+    named = PromptEncodings(LanguageModel(folder), pooling="lasttoken")
+    assert named.describe()["kind"] == "prompt encodings, last token"
+    same = with_pooling(tiny_bert, tmp_path / "same", {"pooling_mode": "lasttoken"})
+    np.testing.assert_array_equal(named(WORDS, PARTS)[0], PromptEncodings(LanguageModel(same))(WORDS, PARTS)[0])
+    with pytest.raises(BuildError, match=r"pooling is 'first'; expected one of cls, max"):
+        PromptEncodings(LanguageModel(folder), pooling="first")
+    for kind in ("clip", "siglip"):
+        with pytest.raises(BuildError, match=r"pooling is 'cls', but .* has text features of its own"):
+            PromptEncodings(LanguageModel(model_of(kind)), pooling="cls")
+    with pytest.raises(BuildError, match=r"pooling is 'cls', but nothing is encoded; pass vectors='prompts'"):
+        build_prior(tiny_bert, pooling="cls")
+
+
 def test_the_device_is_the_one_named(tiny_bert, tmp_path):
     encodings = PromptEncodings(LanguageModel(tiny_bert), device="cpu")
     assert next(encodings._language_model.model.parameters()).device.type == "cpu"

@@ -131,7 +131,7 @@ def test_bfloat16_is_read(tmp_path):
 
 
 def test_what_is_no_file_is_not_read(tmp_path):
-    with pytest.raises(BuildError, match="/dev/zero is no file"):
+    with pytest.raises(BuildError, match="/dev/zero is not a file"):
         import_prior("/dev/zero")
     with pytest.raises(BuildError, match="is a folder; name a file in it"):
         import_prior(pickled(tmp_path, authors()), tmp_path, force=True)

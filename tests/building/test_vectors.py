@@ -93,8 +93,21 @@ def test_models_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch):
         raise OSError("We couldn't connect to the hub")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
-    with pytest.raises(BuildError, match=r"hub.*cannot be reached.*pass the folder: plm=FOLDER"):
+    with pytest.raises(
+        BuildError,
+        match=r"hub.*cannot be reached.*hf download someone/some-model --local-dir FOLDER.*pass the folder: plm=FOLDER",
+    ):
         embeddings_of("someone/some-model")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "/" + "x" * 5000, "a/" * 3000, "a\0b"])
+def test_a_name_that_no_file_can_have_is_a_sentence(name):
+    with pytest.raises(BuildError, match=r"language model .* is neither a folder that exists nor a name") as caught:
+        embeddings_of(name)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(BuildError, match=r"the file of word vectors .* does not exist") as caught:
+        WordVectors(name)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_table_shorter_than_the_tokenizer_is_refused(tiny_bert, tmp_path):
@@ -317,9 +330,9 @@ def test_damaged_lines_of_word_vectors_are_counted_and_never_zero(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no text file of word vectors"),
-        (b"a caption a line\nand another\n", "is no text file of word vectors"),
-        (b"3 4\n\x00\x01\x02 binary", "is no text file of word vectors"),
+        (b"", "is not a text file of word vectors"),
+        (b"one caption per line\nand another\n", "is not a text file of word vectors"),
+        (b"3 4\n\x00\x01\x02 binary", "is not a text file of word vectors"),
         (b"dog 1 2 3\n" + b"a caption\n" * 3, "3 of 4 lines do not have 3 numbers"),
         (gzip.compress(b"dog 1 2 3\ncat 4 5 6\n" * 9, mtime=0)[:-9], "cannot be read to its end"),
     ],

@@ -62,10 +62,10 @@ def test_arguments_become_flags_and_paths_stay(message, expected):
 
 def test_changes_to_a_config_are_given_with_set_or_without():
     evaluate = importlib.import_module("vqct_plugin.commands.evaluate")
-    words = ["run", "a.b=1", "--set", "c=2", "d=3", "-b", "x.yaml", "e=4", "--set", "f=5", "--limit", "3"]
+    words = ["--set", "c=2", "run", "a.b=1", "-b", "x.yaml", "e=4", "--set", "f=5", "--limit", "3"]
     options = evaluate.evaluation_arguments(vars(evaluate.make_parser().parse_intermixed_args(words)))
     assert (options["runs"], options["base"], options["limit"]) == (["run"], ("x.yaml",), 3)
-    assert options["overrides"] == ("c=2", "d=3", "f=5", "e=4", "a.b=1")
+    assert options["overrides"] == ("c=2", "f=5", "e=4", "a.b=1")
 
 
 @pytest.mark.parametrize(("command", "own"), [*((command, None) for command in COMMANDS), ("train", "ACTIVE")])
@@ -80,3 +80,59 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(command, own):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == [own or "PASSIVE", "False"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "sample", "train", "demo"])
+def test_a_change_takes_one_word_so_that_a_run_may_follow(command):
+    parser = importlib.import_module(f"vqct_plugin.commands.{command}").make_parser()
+    options, rest = parser.parse_known_args(["--set", "a.b=1", "--set", "c=2", "logs/x"])
+    assert options.set == ["a.b=1", "c=2"]
+    found = {"evaluate": "runs", "report": "runs", "sample": "run", "demo": "overrides"}.get(command)
+    assert "logs/x" in (rest if found is None else getattr(options, found))
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "sentence"),
+    [
+        ("evaluate", ["c=2"], "there is no run, only c=2; expected a run's folder"),
+        ("report", ["c=2", "d=3"], "there is no run, only c=2 d=3; expected a run's folder"),
+        ("sample", ["c=2"], "expected one run, its folder or a checkpoint in it, but there is only c=2"),
+        ("sample", ["logs/a", "c=2", "logs/b"], "but there is logs/a and logs/b"),
+    ],
+)
+def test_a_change_is_never_taken_for_a_run(command, words, sentence, capsys):
+    pytest.importorskip("pytorch_lightning", "2.0")
+    pytest.importorskip("torchmetrics")
+    main = importlib.import_module(f"vqct_plugin.commands.{command}").main
+    assert main(words) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_run_may_stand_behind_its_changes(monkeypatch, capsys):
+    pytest.importorskip("pytorch_lightning", "2.0")
+    from vqct_plugin.runs import load
+
+    calls = []
+
+    def fail(*arguments):
+        calls.append(arguments)
+        raise ValueError("so far")
+
+    monkeypatch.setattr(load, "load_run", fail)
+    sample = importlib.import_module("vqct_plugin.commands.sample")
+    assert sample.main(["--set", "c=2", "d=3", "logs/a"]) == 1
+    assert calls == [("logs/a", [], ["c=2", "d=3"])]
+    assert "so far" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_are_written_in_one_way(command):
+    """As "(default: x)", and never as a bare "(x)"."""
+    parser = importlib.import_module(f"vqct_plugin.commands.{command}").make_parser()
+    for action in parser._actions:
+        value = " ".join(action.default) if isinstance(action.default, tuple) else action.default
+        text = action.help or ""
+        if value in (None, "", [], False, argparse.SUPPRESS):
+            assert not re.search(r"\(default (?!:)", text)
+        else:
+            assert re.search(rf"\(default: {re.escape(str(value).lower())}", text.lower())

@@ -65,11 +65,11 @@ def test_bits_are_of_equal_lengths_and_by_entropy(three):
 
 def test_bits_stand_beside_tokens(three, tmp_path):
     titles = [row[""] for row in make_rows(three)]
-    place = titles.index("tokens an image")
-    assert titles[place:] == ["tokens an image", "bits an image", "bits a position", "bits by entropy"]
+    place = titles.index("tokens per image")
+    assert titles[place:] == ["tokens per image", "bits per image", "bits per position", "bits by entropy"]
     row = make_rows(three)[place + 1]
     assert (row["joint"], row["VQCT"]) == ("96", f"{three[1].bits:,.0f}")
-    assert describe_rate(three[0]) == f"16 tokens, 96 bits an image ({three[0].entropy:.0f} by entropy)"
+    assert describe_rate(three[0]) == f"16 tokens, 96 bits per image ({three[0].entropy:.0f} by entropy)"
     write_tables(three, tmp_path)
     with (tmp_path / "figures.csv").open() as stream:
         flat = list(csv.DictReader(stream))

@@ -19,6 +19,11 @@ def _one_process(rank, port, folder, kind, make):
     torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=2)
     torch.manual_seed(100 + rank)  # another seed on each: DDP starts all with rank 0's
     quantizer, shape = make(device)
+    if rank == 0:  # a checkpoint that the first process alone loads: its masks were counted
+        trained, _ = make(device)
+        for _ in range(3):
+            trained(torch.randn(shape).to(device))
+        quantizer.load_state_dict(trained.state_dict())
     model = DistributedDataParallel(
         checks.Autoencoder(quantizer).to(device), device_ids=None if kind == "cpu" else [rank]
     )

@@ -75,6 +75,25 @@ def test_captured_frozen_evaluation_is_eagers(device, make):
             assert torch.equal(z_q, expected)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_captured_decoding_is_eagers(device, make, frozen):
+    """Indices are checked in eager mode only: a graph asks nothing."""
+    quantizer, shape = make(device)
+    b, c, h, w = shape
+    quantizer.eval()
+    if frozen:
+        quantizer.freeze_codebook()
+    with torch.no_grad():
+        _, _, (_, _, indices) = quantizer(torch.randn(shape, device=device))
+        graph, decoded = captured(lambda: quantizer.get_codebook_entry(indices, (b, h, w, c)))
+        for _ in range(3):
+            expected, _, (_, _, new) = quantizer(torch.randn(shape, device=device))
+            indices.copy_(new)
+            graph.replay()
+            checks.assert_alike([decoded], [expected], 1e-6, "map")
+            assert torch.equal(decoded, quantizer.get_codebook_entry(new, (b, h, w, c)))
+
+
 @pytest.mark.parametrize("topk", [1, 2])
 def test_the_host_never_waits(device, make, topk):
     """Not in a training step with its optimizer's, not in evaluation, frozen or not, and not in decoding."""

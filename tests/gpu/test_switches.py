@@ -47,6 +47,10 @@ def test_lookup_is_right_far_from_the_origin(device, times):
     checks.lookup_is_right_far_from_the_origin(device, times)
 
 
+def test_a_wrong_index_is_told_of(device):
+    checks.a_wrong_index_is_told_of(device)
+
+
 def test_equal_codes_come_lowest_first(device):
     checks.equal_codes_come_lowest_first(device)
 

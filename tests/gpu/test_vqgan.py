@@ -33,7 +33,7 @@ def falls(losses, by=0.95):
     assert np.mean(losses[-tenth:]) < by * np.mean(losses[:tenth]), losses
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 def test_vqct_train_trains_a_vqgan_of_full_size(device, size, rehearsal, precision, tmp_path):
     changes, side = size
     images = tmp_path / "images.txt"

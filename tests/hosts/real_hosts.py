@@ -8,6 +8,7 @@ host's code takes. The quantizer's config comes from the environment variable ``
 
 import argparse
 import contextlib
+import copy
 import os
 import sys
 import types
@@ -34,6 +35,14 @@ def images(number=2, size=32):
 
 def config():
     return os.environ.get("CONFIG")
+
+
+def assert_average(quantizer, expected):
+    """A quantizer with averaged weights: they are the expected ones, over the graph that its prior makes."""
+    for name, p in quantizer.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name])
+    made_again = type(quantizer).from_state_dict(quantizer.state_dict())  # the graph anew, from the prior in the state
+    assert torch.equal(made_again.embedding.weight, quantizer.embedding.weight)
 
 
 class Taming:
@@ -117,9 +126,17 @@ class LatentDiffusionUnpatched(LatentDiffusion):
 
     def steps(self, model, number):
         losses = super().steps(model, number)
-        model.model_ema(model)
+        # the host's own LitEma, twice: its average is of the weights, and the graph stays as it is
+        ema, start = model.model_ema, copy.deepcopy(model.quantize)
+        expected = {}
+        for name, p in model.quantize.named_parameters():
+            shadow = getattr(ema, ema.m_name2s_name[f"quantize.{name}"])
+            decay = min(float(ema.decay), (1 + int(ema.num_updates) + 1) / (10 + int(ema.num_updates) + 1))
+            expected[name] = (decay * shadow + (1 - decay) * p).detach()
+        ema(model)
         with model.ema_scope():
-            pass
+            assert_average(model.quantize, expected)
+        assert all(torch.equal(a, b) for a, b in zip(model.quantize.parameters(), start.parameters()))
         self.interface.load_state_dict(model.state_dict(), strict=False)
         model.eval(), self.interface.eval()
         x = images()
@@ -225,7 +242,24 @@ class LlamaGen:
                 loss.backward()
                 optimizer.step()
                 losses.append(float(loss.detach()))
+        if hasattr(model.quantize, "transfer"):
+            self.average(model)
         return losses
+
+    def average(self, model):
+        """The host's own ``update_ema``, as its vq_train.py calls it."""
+        from utils.ema import requires_grad, update_ema
+
+        ema, start = copy.deepcopy(model), copy.deepcopy(model.quantize)
+        requires_grad(ema, False)
+        update_ema(ema, model, decay=0)
+        with torch.no_grad():
+            for p in model.quantize.parameters():
+                p.mul_(1.5)
+        update_ema(ema, model, decay=0.9)
+        assert_average(ema.quantize, {name: p.detach() * 1.05 for name, p in start.named_parameters()})
+        ema.load_state_dict(ema.state_dict())
+        model.quantize.load_state_dict(start.state_dict())
 
     def decoded(self, model, x):
         quantized, _, (_, _, indices) = model.encode(x)

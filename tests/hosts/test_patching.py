@@ -1,5 +1,6 @@
 """``vqct-patch`` on a copy of the installed wheel; on the other hosts' real checkouts in test_real_hosts.py."""
 
+import hashlib
 import importlib
 import json
 import os
@@ -108,7 +109,7 @@ def test_a_fork_is_patched_where_git_apply_finds_the_place_and_had_back(wheel, c
     before = files_of(wheel)
     assert main([str(wheel)]) == 0
     told = capsys.readouterr().out
-    assert f"note: {FILE}: not as in commit 78bf165; the patch went in by `git apply`" in told
+    assert f"note: {FILE}: not as in commit 78bf165; the patch was applied with `git apply`, which matches" in told
     assert "build_quantizer(" in file.read_text()
     refused(wheel, "is patched already", capsys)
     assert main([str(wheel), "--revert"]) == 0
@@ -123,7 +124,7 @@ def test_a_hunk_that_does_not_apply_is_named_and_nothing_is_changed(wheel, capsy
     refused(wheel, "the patch does not fit: 1 of its 2 hunks do not apply", capsys)
     with pytest.raises(PatchError, match=r"(?s)a three-way merge needs commit 78bf165.*\+ .*build_quantizer\("):
         patch_host(wheel)
-    refused(wheel, "cannot be taken out of them", capsys, "--revert")
+    refused(wheel, "the patch cannot be removed", capsys, "--revert")
 
 
 def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
@@ -136,7 +137,7 @@ def test_a_place_that_would_be_wrong_is_refused(wheel, capsys):
     decoy = "class Other:\n    def __init__(self,\n" + signature + "                 ):\n        pass\n\n\n"
     cut = head.index("class VQModel")
     file.write_text(head[:cut] + decoy + head[cut:] + signature.rstrip() + " or not\n" + tail)
-    refused(wheel, "__init__ would use quantizer_config, which is none of its arguments", capsys)
+    refused(wheel, "__init__ would use quantizer_config, which is not one of its arguments", capsys)
 
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"])
@@ -161,7 +162,7 @@ def test_a_fork_with_the_commit_in_its_history_is_merged_three_ways(wheel, monke
     mine = ("import os\n" + text[:place] + insert + text[place:]).replace("\n", ends)
     file.write_bytes(mine.encode())
     result = patch_host(wheel)
-    assert "by a three-way merge" in result.notes[0]
+    assert "applied with a three-way merge" in result.notes[0]
     assert "+            self.quantize = build_quantizer(" in result.diff
     patched = file.read_bytes().decode()
     assert "build_quantizer(" in patched
@@ -213,7 +214,7 @@ def test_a_reader_that_has_read_enough_is_no_error(wheel):
 
 def test_an_unknown_folder_is_refused(tmp_path, capsys):
     (tmp_path / "some.py").write_text("")
-    refused(tmp_path, "is no host that has a patch", capsys)
+    refused(tmp_path, "is not a host that has a patch", capsys)
     with pytest.raises(PatchError, match="is not a folder"):
         patch_host(tmp_path / "none")
 
@@ -221,7 +222,9 @@ def test_an_unknown_folder_is_refused(tmp_path, capsys):
 def test_simvq_is_told_that_it_needs_none(tmp_path, capsys):
     (tmp_path / "taming" / "models").mkdir(parents=True)
     (tmp_path / "taming" / "models" / "vq.py").write_text("quantconfig")
-    refused(tmp_path, "it needs no patch", capsys)
+    what = "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig"
+    refused(tmp_path, what, capsys)
+    assert "SimVQ" not in {host.name for host in list_hosts()}  # which have a patch
 
 
 def test_without_git_it_says_so(wheel, monkeypatch, capsys):
@@ -229,15 +232,52 @@ def test_without_git_it_says_so(wheel, monkeypatch, capsys):
     refused(wheel, "git is not installed", capsys)
 
 
-def test_a_file_missing_among_several_is_named(wheel, monkeypatch, tmp_path, capsys):
-    """With a patch of two files, one of which is not there; and nothing is half done."""
+SIDE = "taming/side.py"
+
+
+@pytest.fixture
+def two_files(wheel, monkeypatch, tmp_path):
+    """The wheel's patch with a second file, which the wheel has."""
     copied = tmp_path / "patches"
     shutil.copytree(PATCHES, copied)
+    patch = copied / "taming-transformers-rom1504" / "quantizer.patch"
+    part = f"diff --git a/{SIDE} b/{SIDE}\n--- a/{SIDE}\n+++ b/{SIDE}\n@@ -1,1 +1,2 @@\n a = 1\n+b = 2\n"
+    patch.write_text(part + patch.read_text())
     manifest = json.loads((copied / "hosts.json").read_text())
-    manifest["taming-transformers-rom1504"]["files"]["taming/none.py"] = ["0", "1"]
+    hashes = [hashlib.sha256(text).hexdigest() for text in (b"a = 1\n", b"a = 1\nb = 2\n")]
+    manifest["taming-transformers-rom1504"]["files"][SIDE] = hashes
     (copied / "hosts.json").write_text(json.dumps(manifest))
     monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
-    refused(wheel, "taming/none.py is not there", capsys)
+    (wheel / SIDE).write_text("a = 1\n")
+    return wheel
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_side_file_that_a_fork_has_not_is_left_out_and_named(two_files, fork):
+    """Where the rest is as in the commit, and where it is not; the rest goes in and out as if the file were there."""
+    (two_files / SIDE).unlink()
+    if fork:
+        (two_files / FILE).write_bytes(b"import os\n" + (two_files / FILE).read_bytes())
+    before = files_of(two_files)
+    result = patch_host(two_files)
+    assert any(note == f"{SIDE}: not there, and left out" for note in result.notes)
+    assert result.files == [FILE]
+    assert b"build_quantizer(" in (two_files / FILE).read_bytes()
+    assert SIDE not in result.diff
+    with pytest.raises(PatchError, match="patched already"):
+        patch_host(two_files)
+    patch_host(two_files, revert=True)
+    assert files_of(two_files) == before
+
+
+def test_a_missing_file_that_builds_the_quantizer_is_refused(two_files, monkeypatch, capsys):
+    (two_files / FILE).unlink()
+    (two_files / "taming" / "known.py").write_text("from taming.main import")
+    copied = two_files.parent / "patches" / "hosts.json"
+    manifest = json.loads(copied.read_text())
+    manifest["taming-transformers-rom1504"]["marks"] = [["taming/known.py", "from taming.main import"]]
+    copied.write_text(json.dumps(manifest))
+    refused(two_files, f"{FILE} is not there", capsys)
 
 
 def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_path):
@@ -247,7 +287,7 @@ def test_a_result_that_is_not_the_expected_is_put_back(wheel, monkeypatch, tmp_p
     patch.write_text(patch.read_text().replace("beta=0.25", "beta=0.26"))
     monkeypatch.setattr("vqct_plugin.hosts.patching.PATCHES", copied)
     before = files_of(wheel)
-    with pytest.raises(PatchError, match="every file was put back"):
+    with pytest.raises(PatchError, match="every file was restored"):
         patch_host(wheel)
     assert files_of(wheel) == before
 
@@ -282,6 +322,26 @@ if len(sys.argv) > 3:
         assert key.startswith("quantize.") or torch.equal(value, ours.state_dict()[key]), key
     image, loss = ours(torch.randn(1, 3, 16, 16))
     loss.backward()
+
+    import_taming("taming.modules.transformer.mingpt")
+    Net2NetTransformer = import_taming("taming.models.cond_transformer").Net2NetTransformer
+    def stage_2(block_size):
+        gpt = dict(vocab_size=40, block_size=block_size, n_layer=1, n_head=1, n_embd=8)
+        stage = {"target": "taming.models.vqgan.VQModel", "params": {**params(), "quantizer_config": config}}
+        cond = "__is_unconditional__"
+        gpt = {"target": "taming.modules.transformer.mingpt.GPT", "params": gpt}
+        return Net2NetTransformer(gpt, stage, cond, unconditional=True).eval()
+    model = stage_2(200)
+    drawn = model.sample(torch.zeros(1, 0).long(), torch.zeros(1, 1).long(), steps=128, sample=True)
+    first, last = model.first_stage_model.quantize.token_bounds
+    tokens = drawn.view(1, 2, -1)
+    assert (tokens >= first[:, None]).all() and (tokens < last[:, None]).all()
+    try:
+        stage_2(100).sample(drawn[:, :0], drawn[:, :1] * 0, steps=128)
+    except ValueError as error:
+        assert "block_size of the transformer is 100; expected 128" in str(error)
+    else:
+        raise AssertionError("a block that is too small was not said")
 """
 
 

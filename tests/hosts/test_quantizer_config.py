@@ -141,7 +141,7 @@ def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
 @pytest.mark.parametrize("name", ADAPTER_OPTIONS)
 def test_an_option_of_the_model_says_whose_it_is_and_vqct_train_takes_it(name):
     config = {"target": TARGET, "params": {name: 1, "topk": 2}}
-    with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is of the model"):
+    with pytest.raises(ValueError, match=f"quantizer_config has {name}, which is an option of the model"):
         build_quantizer(config, n_e=16, e_dim=8)
     assert take_model_options(config) == ({"target": TARGET, "params": {"topk": 2}}, {name: 1})
     assert take_model_options("quantizer.yaml") == ("quantizer.yaml", {})
@@ -211,6 +211,18 @@ def test_seed_vokens_own_options_are_obeyed_or_refused_by_name(prior):
     for name in off:
         with pytest.raises(ValueError, match=f"{name} is True; .* set {name}: false"):
             with_host_options(config, {**off, name: True}, beta=0.7)
+
+
+def test_an_option_that_has_to_have_a_value_is_refused_with_any_other(prior):
+    """As LlamaGen's patch has ``entropy_loss_ratio``; its ``codebook_l2_norm`` is ``l2_normalize``."""
+    config = {"target": ADAPTERS["LlamaGen"], "params": {"prior": prior}}
+    with pytest.raises(ValueError, match=r"entropy_loss_ratio is 0\.1; .* set entropy_loss_ratio: 0\.0"):
+        with_host_options(config, {"entropy_loss_ratio": (0.1, 0.0)})
+    given = with_host_options(config, {"entropy_loss_ratio": (0.0, 0.0)})
+    host = {"for_host": "LlamaGen", "n_e": 40, "e_dim": 16, "beta": 0.25, "l2_normalize": True}
+    assert build_quantizer(given, **host).l2_normalize
+    given["params"]["l2_normalize"] = False
+    assert not build_quantizer(given, **host).l2_normalize
 
 
 class TamingsLoss(torch.nn.Module):

@@ -65,7 +65,7 @@ def test_one_word_of_each_second_stage_trains_over_a_joint_first_stage(name):
 
 @pytest.mark.parametrize("name", SECOND_STAGES)
 def test_one_word_of_each_second_stage_says_what_block_size_it_needs_over_two_parts(name):
-    """Two tokens a position are twice the sequence; with the number that it names, it trains."""
+    """Two tokens per position are twice the sequence; with the number that it names, it trains."""
     conditions = 1 if "scene" in name else 64
     sentence = f"expected {conditions + 127} or more: .* conditioning token.* and 128 of an image .64 positions of 2"
     model = build(config(name, **{FIRST: OURS}))
@@ -157,6 +157,33 @@ def test_which_model_follows_from_the_params():
 def test_latent_diffusions_params_ask_for_its_own_model():
     for told in ({"lossconfig": {"target": "ldm.modules.losses.vqperceptual.L"}}, {"use_ema": True}):
         assert locate_model({**vqct_params(), **told}) == ("vqct_plugin.hosts.latent_diffusion", "VQModel")
+
+
+#: latent-diffusion's shipped first stages at a506df5: what of their params could tell them from taming's
+LATENT_DIFFUSIONS = {
+    "vq-f4": {"embed_dim": 3, "n_embed": 8192, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": []}},
+    "vq-f4-noattn": {
+        "embed_dim": 3, "n_embed": 8192, "monitor": "val/rec_loss",
+        "ddconfig": {"attn_type": "none", "attn_resolutions": []},
+    },
+    "vq-f8": {"embed_dim": 4, "n_embed": 16384, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": [32]}},
+    "vq-f8-n256": {"embed_dim": 4, "n_embed": 256, "monitor": "val/rec_loss", "ddconfig": {"attn_resolutions": [32]}},
+    "vq-f16": {"embed_dim": 8, "n_embed": 16384, "ddconfig": {"attn_resolutions": [16]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LATENT_DIFFUSIONS)
+def test_latent_diffusions_shipped_first_stages_get_the_encoder_that_obeys_them(name):
+    """All have taming's loss. Where taming's encoder would swallow an argument, it is not taken."""
+    from taming.modules.diffusionmodules.model import Encoder
+
+    given = LATENT_DIFFUSIONS[name]
+    loss = {"target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator"}
+    module, cls = locate_model({**given, "lossconfig": loss})
+    swallowed = set(given["ddconfig"]) - set(inspect.signature(Encoder.__init__).parameters)
+    assert (module, cls) == (f"vqct_plugin.hosts.{'latent_diffusion' if swallowed else 'taming'}", "VQModel")
+    linear = {**given, "lossconfig": loss, "ddconfig": {**given["ddconfig"], "use_linear_attn": True}}
+    assert locate_model(linear) == ("vqct_plugin.hosts.latent_diffusion", "VQModel")
 
 
 def test_it_stays_the_quantizers_class():

@@ -12,7 +12,7 @@ from vqct_plugin.report.pictures import SMALLEST_TEXT
 
 def test_every_picture_is_seen(opened):
     tab = opened()
-    assert tab.title().startswith("stock and a<b>")
+    assert tab.title().startswith("stock, 384 bits; a<b>")
     assert tab.evaluate("[...document.images].every((image) => image.complete && image.naturalWidth > 0 && image.alt)")
     assert tab.locator("section").count() == 9
     assert tab.locator("nav a").count() == 9

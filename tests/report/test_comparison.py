@@ -1,6 +1,7 @@
-"""The main job: one config twice, only its target changed, on photographs held out."""
+"""The demo: one config twice, only its target changed, on photographs held out."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,9 +11,15 @@ pytest.importorskip("taming")
 pytest.importorskip("skimage")
 pytest.importorskip("torchmetrics")
 pytest.importorskip("sklearn")
+from vqct_plugin import CodebookPrior
 from vqct_plugin.commands import demo
 from vqct_plugin.report.comparison import PHOTOGRAPHS, compare
 from vqct_plugin.runs.config import ConfigError
+
+# planes of 1,024 words would take most of the time of these tests
+SMALL = [
+    "model.params.ddconfig.ch_mult=[1,1,1]", "model.params.n_embed=128", "lightning.trainer.enable_progress_bar=false"
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +27,7 @@ def done(tmp_path_factory):
     """A comparison that was interrupted in its second run, and resumed."""
     from vqct_plugin.report import comparison
 
-    words = ["model.params.ddconfig.ch_mult=[1,1,1]", "lightning.trainer.enable_progress_bar=false"]
+    words = SMALL
     folder = tmp_path_factory.mktemp("demo")
     keywords = {"overrides": words, "output": folder, "trainer": {"max_steps": 2, "accelerator": "cpu"}}
     plain, started = comparison.run, []
@@ -56,6 +63,37 @@ def test_what_is_finished_or_of_other_arguments_is_not_gone_on_with(done):
     (done.folder / "away.md").rename(table)
 
 
+def test_one_stopped_while_its_page_was_written_is_finished_without_training_again(tmp_path, monkeypatch):
+    from vqct_plugin.report import comparison
+
+    words = [*SMALL, "model.params.n_embed=64", "model.params.ddconfig.ch=32"]
+    keywords = {"overrides": words, "output": tmp_path, "trainer": {"max_steps": 1, "accelerator": "cpu"}}
+    train, make, steps = comparison.run, comparison.make_report, []
+
+    def counting(*args, **keywords):
+        done = train(*args, **keywords)
+        steps.append((keywords.get("resume"), done.trainer.global_step))
+        return done
+
+    def stopped(trained, figures, shown, output, **keywords):
+        (output / "index.html").write_text("an earlier page")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(comparison, "run", counting)
+    monkeypatch.setattr(comparison, "make_report", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compare(**keywords, models={"stock": ()})
+    (folder,) = tmp_path.iterdir()
+    assert not (folder / "table.md").exists()
+    monkeypatch.setattr(comparison, "make_report", make)
+    found = compare(**keywords, models={"stock": ()})
+    assert found.folder == folder
+    assert steps == [(None, 1), (next(folder.glob("*_stock")), 1)]
+    assert (folder / "table.md").read_text() == f"{found.table}\n"
+    assert (folder / "table.md").stat().st_mtime_ns >= found.report.stat().st_mtime_ns
+    assert found.report.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_the_seconds_of_before_the_interruption_count(done):
     import torch
 
@@ -77,9 +115,19 @@ def test_figures_are_of_every_tile_held_out(done):
     stock, ours, joint = done.evaluations.values()
     assert list(stock.usage) == ["codes"]
     assert list(ours.usage) == ["adjective", "noun"]
-    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 1024
-    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 640)
-    assert (ours.tokens, round(ours.bits)) == (128, 1147)
+    assert sum(usage.codes for usage in ours.usage.values()) == stock.usage["codes"].codes == 128
+    assert (stock.tokens, stock.bits) == (joint.tokens, joint.bits) == (64, 448)
+    sizes = CodebookPrior.load("default").select(128).sizes.values()
+    assert (ours.tokens, ours.bits) == (128, pytest.approx(64 * sum(map(math.log2, sizes))))
+
+
+def test_the_rates_of_the_config_as_it_is():
+    config = yaml.safe_load(PHOTOGRAPHS.read_text())["model"]["params"]
+    side = config["ddconfig"]["resolution"] // 2 ** (len(config["ddconfig"]["ch_mult"]) - 1)
+    sizes = CodebookPrior.load("default").select(config["n_embed"]).sizes
+    assert side**2 * math.log2(config["n_embed"]) == 640
+    assert sizes == {"adjective": 399, "noun": 625}
+    assert round(side**2 * sum(map(math.log2, sizes.values()))) == 1147
 
 
 def len_of_validation():
@@ -100,13 +148,13 @@ def test_table_and_picture_say_what_was_measured(done):
         numbers = [int(n.replace(",", "")) for n in re.findall(r"([\d,]+) of", cells[3])]
         assert numbers == [usage.in_use for usage in evaluation.usage.values()]
         assert cells[5:8] == [f"{evaluation.tokens}", f"{evaluation.bits:,.0f}", f"{evaluation.entropy:,.0f}"]
-    assert lines[0].split(" | ")[5:8] == ["tokens an image", "bits an image", "bits by entropy"]
+    assert lines[0].split(" | ")[5:8] == ["tokens per image", "bits per image", "bits by entropy"]
     assert [line.split(" | ")[0].strip("| ") for line in lines if " less " in line] == [
         "VQCT less stock", "VQCT-joint less stock", "VQCT-joint less VQCT",
     ]  # fmt: skip
-    assert lines[-1].startswith(
-        "the runs have different rates, in bits an image: stock and VQCT-joint: 640; VQCT: 1,147"
-    )
+    rates = [f"{its.bits:,.0f}" for its in done.evaluations.values()]
+    sentence = f"the runs have different rates, in bits per image: stock and VQCT-joint: 448; VQCT: {rates[1]}"
+    assert lines[-1].startswith(sentence)
     assert (done.folder / "table.tex").read_text().count(r"\begin{tabular}") == 2
     assert done.picture.read_bytes()[:4] == b"\x89PNG"
 

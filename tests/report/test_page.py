@@ -162,8 +162,8 @@ def test_it_is_called_by_its_data_and_its_day(page):
     text = html.unescape(page.read_text(encoding="utf-8"))
     made = f"on Photographs (validation), {datetime.date.today().isoformat()}"
     figures = json.loads((page.parent / "evaluation" / "figures.json").read_text(encoding="utf-8"))
-    labels = [f"{its['name']}, {its['bits']:,.0f} bits" for its in figures]
-    assert labels[0] == "stock, 96 bits"  # 16 positions of one of 64 codes
+    labels = [f"{its['model']}, {its['bits']:,.0f} bits" for its in figures]
+    assert labels[0] == "stock, 384 bits"  # 64 positions of one of 64 codes
     assert f"<title>{'; '.join(labels)} {made}: what the codes learned</title>" in text
     columns = re.findall(r'<div class="head">(.*?)</div>', text)
     assert [columns[1], columns[3]] == labels  # no reconstruction without its rate
@@ -195,11 +195,11 @@ def test_no_path_of_this_machine_is_told(page, runs):
     for folder in (runs[0].parent, page.parent, Path.home(), Path.cwd()):
         assert str(folder) not in text
     assert "<code>stock/checkpoints/last.ckpt</code>" in text
-    broken = SimpleNamespace(broken={"/home/somebody/cat.png": "/home/somebody/cat.png is no image"})
-    notes = ["- left out: /home/somebody/cat.png is no image"]
+    broken = SimpleNamespace(broken={"/home/somebody/cat.png": "/home/somebody/cat.png is not an image"})
+    notes = ["- left out: /home/somebody/cat.png is not an image"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vqct_plugin.report.sections.list_notes", lambda figures: notes)
-        assert fill_notes([broken]) == ["left out: cat.png is no image"]
+        assert fill_notes([broken]) == ["left out: cat.png is not an image"]
 
 
 def test_it_says_that_words_need_not_describe_and_what_chance_would_give(page):

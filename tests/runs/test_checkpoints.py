@@ -1,5 +1,6 @@
 """A run's checkpoint is the one of the highest step, whatever it is called and whenever it was copied."""
 
+import datetime
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 pytest.importorskip("omegaconf")
 from vqct_plugin.compat.checkpoints import CheckpointError, read_step
-from vqct_plugin.runs.checkpoints import find_checkpoint, find_newest_run
+from vqct_plugin.runs.checkpoints import find_checkpoint, find_newest_run, locate_to_resume
 from vqct_plugin.runs.config import ConfigError
 
 
@@ -50,6 +51,34 @@ def test_the_highest_step_counts_and_a_disagreement_is_said(run, caplog, steps, 
         assert f"last.ckpt is of step {steps['last']}, {name}.ckpt of step {highest}" in warnings[0]
 
 
+def test_a_newer_checkpoint_of_fewer_steps_is_told_of_with_how_to_take_it(run, caplog):
+    """A run resumed from ``epoch=1.ckpt``, of step 200, and stopped at 300, when its last one was of 500."""
+    folder = run(interrupted=300, last=500, epoch1=200)
+    assert find_checkpoint(folder) == (folder / "checkpoints" / "last.ckpt", 500)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    newer = folder / "checkpoints" / "interrupted.ckpt"
+    times = [datetime.datetime.fromtimestamp(seconds).isoformat(" ") for seconds in (1000, 999)]
+    assert f"interrupted.ckpt is of step 300, last.ckpt of step 500 (they were written on {times[0]}" in warning
+    assert f"and on {times[1]}); the latter is taken. To take the other, give its path" in warning
+    assert warning.endswith(f": {newer}")
+    assert find_checkpoint(newer) == (newer, 300)
+    assert locate_to_resume(newer) == newer
+    assert locate_to_resume(folder / "checkpoints" / "last.ckpt") == folder
+
+
+def test_when_a_checkpoint_was_written_is_kept_by_a_copy(run, caplog):
+    folder = run(last=500, interrupted=300)
+    for name, time in (("last", 7.0), ("interrupted", 6.0)):
+        file = folder / "checkpoints" / f"{name}.ckpt"
+        torch.save({**torch.load(file), "vqct_written": time}, file)
+    os.utime(folder / "checkpoints" / "last.ckpt", (5, 5))
+    find_checkpoint(folder)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    torch.save({**torch.load(file), "vqct_written": 8.0}, file)
+    find_checkpoint(folder)
+    assert "interrupted.ckpt is of step 300" in caplog.text
+
+
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(ConfigError, match="neither a checkpoint nor a run's folder"):
         find_checkpoint(tmp_path / "nowhere")
@@ -86,3 +115,17 @@ def test_the_newest_run_is_the_one_started_or_resumed_last(tmp_path):
             (tmp_path / name / "configs" / f"{time}-project.yaml").touch()
     (tmp_path / "2026-09-09T00-00-00_no_run").mkdir()
     assert find_newest_run(tmp_path).name == "2026-01-01T00-00-00_a"
+
+
+def test_a_newest_run_without_a_checkpoint_is_passed_over_and_named(tmp_path, caplog):
+    for day in (1, 2, 3):
+        for name in ("configs", "checkpoints"):
+            (tmp_path / f"2026-01-0{day}" / name).mkdir(parents=True)
+        (tmp_path / f"2026-01-0{day}" / "configs" / f"2026-01-0{day}T00-00-00-project.yaml").touch()
+    assert find_newest_run(tmp_path).name == "2026-01-03"  # of which it is said then that it has none
+    assert not caplog.records
+    (tmp_path / "2026-01-01" / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "2026-01-02" / "checkpoints" / "last.ckpt").touch()
+    assert find_newest_run(tmp_path).name == "2026-01-02"
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"passed over {tmp_path / '2026-01-03'}, which is newer but stopped before its first")

@@ -35,6 +35,31 @@ def test_a_photograph_taken_upright_is_upright(tmp_path, suffix):
     assert item[12:].max() < -0.5
 
 
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 are none
+def test_every_orientation_is_turned_as_pil_turns_it(tmp_path, orientation):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[274] = orientation
+    stored = np.random.RandomState(0).randint(0, 255, (4, 7, 3)).astype(np.uint8)
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(pixels_of(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # PIL's
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage!", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_an_image_with_damaged_exif_data_is_upright(tmp_path, exif, suffix):
+    stored = np.zeros((20, 40, 3), np.uint8)
+    stored[:, :20] = 255
+    Image.fromarray(stored).save(tmp_path / f"a{suffix}", exif=exif)
+    found = pixels_of(tmp_path / f"a{suffix}")
+    assert found.shape == (20, 40, 3)
+    assert found[:, :16].min() > 200
+
+
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_16_bits_are_read_from_0_to_65535(tmp_path, suffix):
     Image.fromarray((RAMP * 65535).round().astype(np.uint16)).save(tmp_path / f"a{suffix}")
@@ -121,7 +146,7 @@ def test_an_image_of_one_pixel_is_named(tmp_path, size):
 
 def test_an_image_for_a_list_is_named(tmp_path):
     Image.fromarray(np.full((9, 9, 3), 200, np.uint8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png is no text; expected a folder of images, or a list"):
+    with pytest.raises(DataError, match=r"a\.png is not a text file; expected a folder of images, or a list"):
         Images(tmp_path / "a.png", 8)
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n")  # as Windows' editors write it
     assert Images(tmp_path / "list.txt", 8)[0]["image"].shape == (8, 8, 3)

@@ -237,4 +237,4 @@ def test_the_second_stage_of_the_main_job_trains_on_its_first(tree):
     pytest.importorskip("skimage", reason="the photographs are scikit-image's")
     overrides = ["model.params.first_stage_config.params.ckpt_path=null", "data.params.batch_size=2"]
     model = trained(tree, ["photographs_transformer.yaml"], overrides)
-    assert [token.last - token.first for token in model.tokens] == [399, 625]  # as the main job's first stage
+    assert [token.last - token.first for token in model.tokens] == [399, 625]  # as the first stage of vqct-demo

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from tests.conftest import make_prior
 from tests.runs.tiny import write
 
 pytest.importorskip("pytorch_lightning", "2.2")
@@ -116,8 +117,39 @@ def test_ctrl_c_inside_a_batch_waits_for_its_end(whole, yaml, tmp_path, sender):
     assert_same(whole, folder)
 
 
+def test_an_earlier_checkpoint_resumed_and_stopped_is_named_beside_the_last_one(whole, tmp_path, sender, caplog):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    caplog.set_level("INFO", "vqct_plugin")
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        run(
+            resume=folder / "checkpoints" / "epoch=000000.ckpt",
+            overrides=["lightning.callbacks.send.target=sending.Signal"],
+        )
+    newer = folder / "checkpoints" / "interrupted.ckpt"
+    assert f"wrote {newer} after 6 steps; resume {newer} to go on" in caplog.text
+    assert find_checkpoint(folder).path.name == "last.ckpt"
+    warning = caplog.records[-2].getMessage()
+    assert "interrupted.ckpt is of step 6, last.ckpt of step 11" in warning
+    assert warning.endswith(f"To take the other, give its path instead of the run's: {newer}")
+
+
 def test_usr1_before_the_first_epoch_ends_leaves_one_last_checkpoint(whole, yaml, tmp_path, sender):
     words = ["lightning.callbacks.send.target=sending.Ask", "data.params.train.params.length=30"]
     folder = train(tmp_path, yaml, 9, *words)
     assert {file.name for file in (folder / "checkpoints").iterdir()} == {"last.ckpt"}
     assert load(folder)["global_step"] == 9
+
+
+def test_a_run_resumes_where_its_prior_file_is_gone(tmp_path):
+    file = tmp_path / "mine.safetensors"
+    make_prior((40, 40)).save(file)
+    trainer = {"max_steps": 2, "log_every_n_steps": 1}
+    own = write(tmp_path, length=8, prior=str(file))
+    folder = run([own], WORDS, trainer=trainer, logdir=tmp_path / "logs").folder
+    file.unlink()
+    resumed = run(resume=folder, trainer={"max_steps": 3})
+    assert load(folder)["global_step"] == 3
+    assert resumed.model.quantize.n_e == 64
+    (configs,) = {f"prior: {file}" in path.read_text() for path in (folder / "configs").glob("*-project.yaml")}
+    assert configs  # not the file that the prior was handed over in

@@ -14,6 +14,16 @@ from tests.runs.tiny import COMMAND, config, environment, vqct_train, write
 
 pytest.importorskip("taming")
 from vqct_plugin import VQModel
+from vqct_plugin.commands.train import main
+
+
+@pytest.fixture
+def one_thread():
+    """As the processes have it: another number of threads adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def killed(folder, words, checkpoint):
@@ -47,7 +57,7 @@ def last(folder):
 
 
 @pytest.mark.parametrize("where", ["at the end of an epoch", "inside an epoch"])
-def test_a_killed_run_resumes_to_bitwise_the_same_weights(where, tmp_path):
+def test_a_killed_run_resumes_to_bitwise_the_same_weights(where, tmp_path, monkeypatch, capsys, one_thread):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
@@ -55,17 +65,19 @@ def test_a_killed_run_resumes_to_bitwise_the_same_weights(where, tmp_path):
     words = ["-b", yaml, "--max_epochs", 4]
     if where == "inside an epoch":  # seven batches make an epoch, and each fifth step a checkpoint
         words.append("lightning.modelcheckpoint.params.every_n_train_steps=5")
-    vqct_train(whole, *words)
     folder = killed(broken, words, "logs/*/checkpoints/last.ckpt")
     steps = last(broken)["global_step"]
-    done = vqct_train(broken, "-r", folder.relative_to(broken))
-    assert "resuming from" in done.stdout
+    monkeypatch.chdir(whole)
+    assert main(list(map(str, words))) == 0
+    monkeypatch.chdir(broken)
+    assert main(["-r", str(folder.relative_to(broken))]) == 0
+    assert "resuming from" in capsys.readouterr().out
     assert 0 < steps < 28
     assert last(whole)["global_step"] == 28
     assert_same(last(whole), last(broken))
 
 
-def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path):
+def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path, monkeypatch, one_thread):
     """Reconstructions and the transfer agree to 1e-4 after six steps; a batch's sums are taken in another order.
 
     With the transfer's dropout of 0.5, which is the same on every process. Without dropout in the encoder, whose masks
@@ -76,7 +88,9 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path):
     for folder in (one, two):
         folder.mkdir()
     words = ["--max_steps", 6, "model.params.ddconfig.dropout=0.0", "model.base_learning_rate=1e-4"]
-    vqct_train(one, "-b", write(one, batch_size=4, length=24, disc_start=100), *words)
+    monkeypatch.chdir(one)
+    alone = map(str, ["-b", write(one, batch_size=4, length=24, disc_start=100), *words])
+    assert main(list(alone)) == 0
     done = vqct_train(
         two, "-b", write(two, batch_size=2, length=24, disc_start=100), *words, "--devices", 2, "--strategy", "ddp"
     )

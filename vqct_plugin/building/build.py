@@ -20,6 +20,7 @@ from vqct_plugin.building.counting import count_captions
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.language_model import LanguageModel
 from vqct_plugin.building.neighbors import connect_isolated, connect_parts
+from vqct_plugin.building.pooling import check_pooling
 from vqct_plugin.building.report import BuildReport
 from vqct_plugin.building.tagging import ALL_PARTS, EDGES, PARTS, WordCounts, describe_tagger, is_in_wordnet
 from vqct_plugin.building.vectors import InputEmbeddings, PromptEncodings, WordVectors, check_prompts
@@ -45,6 +46,7 @@ def build_prior(
     plm_name: Optional[str] = None,
     revision: Optional[str] = None,
     device: Optional[str] = None,
+    pooling: Optional[str] = None,
     word_vectors: Optional[PathLike] = None,
     vectors: str = "embeddings",
     prompts: Optional[Mapping[str, str]] = None,
@@ -85,6 +87,10 @@ def build_prior(
         revision: of a model on the hub, a branch, a tag or a commit; recorded in the prior.
         device: where prompts are encoded, as torch names it (``"cpu"``, ``"cuda:1"``); a GPU where there is one, if
             none is named.
+        pooling: how a model without text features of its own makes one vector of a prompt: ``"cls"`` (the first
+            token), ``"mean"``, ``"max"``, ``"lasttoken"``, ``"weightedmean"`` or ``"mean_sqrt_len_tokens"``, as
+            sentence-transformers names them. By default what the model's own ``1_Pooling/config.json`` says; without
+            one the last token of a model whose tokens see only what came before, and of others the mean.
         word_vectors: a text file of GloVe, word2vec or fastText in place of ``plm``.
         vectors: ``"embeddings"``, a word's vector is the mean of the input embeddings of its pieces; ``"prompts"``, the
             model's encoding of a prompt. A word that the tokenizer only knows as unknown, or that the file of word
@@ -106,7 +112,7 @@ def build_prior(
         min_count: words seen more often than this are kept. By default 10 of captions, and of other words all.
         max_words: the number of most frequent words kept in each part, or a mapping from parts to numbers.
         only_wordnet: keep only words that WordNet lists in that part of speech (no typos, no slips of the tagger).
-        keep_words: a text file of words, no others are kept: a word a line, or a word and the one part meant.
+        keep_words: a text file of words, no others are kept: one word per line, or a word and the one part meant.
         drop_words: a text file of words to leave out, written the same way.
         edges: ``"cooccurrence"``, words side by side; ``"neighbors"``, each word and the words of other parts with
             the nearest vectors, each such edge with a count of 1; ``"both"``, which leaves no word without an edge; or
@@ -150,6 +156,10 @@ def build_prior(
         raise BuildError(
             f"device is {device!r}, but input embeddings are read and not computed; pass vectors='prompts'"
         )
+    if pooling is not None:
+        check_pooling(pooling)
+        if vectors != "prompts":
+            raise BuildError(f"pooling is {pooling!r}, but nothing is encoded; pass vectors='prompts'")
     if revision is not None and plm is None:
         raise BuildError(f"revision is {revision!r}, but there is no model on the hub; pass plm=NAME")
     for path in (output, picture):
@@ -169,7 +179,7 @@ def build_prior(
 
     with _measure_time(seconds, "language model"):
         language_model = LanguageModel(plm, plm_name, revision) if plm is not None else None
-        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts, device)
+        source = _make_source(language_model, word_vectors, plm_name, vectors, prompts, device, pooling)
     with _measure_time(seconds, "tagging"):
         counted = count_captions(corpora, parts, workers, scheduler, progress)
     with _measure_time(seconds, "words"):
@@ -340,12 +350,13 @@ def _make_source(
     vectors: str,
     prompts: Optional[Mapping[str, str]],
     device: Optional[str],
+    pooling: Optional[str],
 ) -> VectorSource:
     if word_vectors is not None:
         return WordVectors(word_vectors, name)
     assert language_model is not None
     if vectors == "prompts":
-        return PromptEncodings(language_model, prompts, device)
+        return PromptEncodings(language_model, prompts, device, pooling)
     return InputEmbeddings(language_model)
 
 

@@ -17,10 +17,10 @@ _LONGEST = 64 << 20  # bytes; the largest lists have a few
 def read_classes(path: PathLike) -> List[str]:
     """The words of a list of class names, in lower case, each once, in their order.
 
-    Any list that has the names as text: a class a line with its synonyms (ImageNet's ``tench, Tinca tinca``), with
+    Any list that has the names as text: one class per line with its synonyms (ImageNet's ``tench, Tinca tinca``), with
     identifiers or numbers before it (``n01440764 tench, Tinca tinca``, ``0: 'tench, Tinca tinca',``,
-    ``n02119789 1 kit_fox``), or JSON (``{"0": ["n01440764", "tench"]}``). What has a digit in it is no word. Which of
-    the words are codes is for ``select_named`` to say: WordNet knows no scientific names as common words.
+    ``n02119789 1 kit_fox``), or JSON (``{"0": ["n01440764", "tench"]}``). What has a digit is not a word. Which of the
+    words are codes is for ``select_named`` to say: WordNet knows no scientific names as common words.
 
     Raises:
         BuildError: the list cannot be read, or has no word.
@@ -43,7 +43,7 @@ def read_classes(path: PathLike) -> List[str]:
         names = text.splitlines()
     words = [word for name in names for word in _WORD.findall(name.replace("_", " ").lower())]
     if not words:
-        raise BuildError(f"the list of classes {shown} has no word in it; expected a class a line, or JSON")
+        raise BuildError(f"the list of classes {shown} has no word in it; expected one class per line, or JSON")
     return list(dict.fromkeys(words))
 
 

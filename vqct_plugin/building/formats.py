@@ -101,7 +101,7 @@ def _header(line: str, delimiter: str) -> List[str]:
 
 
 def read_text(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
-    """A caption a line."""
+    """One caption per line."""
     for number, line in enumerate(_lines(stream), 1):
         yield from _parse_line(number, line, lambda text: text)
 
@@ -120,7 +120,7 @@ def _strip_image(text: str) -> str:
 
 
 def read_jsonl(stream: BinaryIO, field: str) -> Iterator[Caption]:
-    """A JSON object a line, with a caption or a list of captions under ``field``; or a JSON string a line."""
+    """One JSON object per line, with a caption or a list of captions under ``field``; or one JSON string per line."""
     for number, line in enumerate(_lines(stream), 1):
         try:
             text = _decode(line)
@@ -172,7 +172,7 @@ def _read_delimited(stream: BinaryIO, field: str, delimiter: str) -> Iterator[Ca
     if field not in names and not by_number:
         raise BuildError(
             f"no column {field!r}; its columns are {', '.join(map(repr, names)) or 'none'}: name one with "
-            "caption_field (by its number, from 1, if the first line is no header), or pass caption_format='text'"
+            "caption_field (by its number, from 1, if the first line is not a header), or pass caption_format='text'"
         )
     column = int(field) - 1 if by_number else names.index(field)
     rows = csv.reader(itertools.chain([header], lines) if by_number else lines, delimiter=delimiter)
@@ -249,7 +249,7 @@ def list_captions(record: Any, field: str) -> List[str]:
     ``field`` may name a field in a field, as in ``"sentences.raw"``; lists on the way are gone through.
 
     Raises:
-        DamagedError: the field is not there, or what is there is no string.
+        DamagedError: the field is not there, or what is there is not a string.
     """
     captions: List[str] = []
     for value in record if isinstance(record, list) else [record]:

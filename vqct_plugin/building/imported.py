@@ -43,7 +43,7 @@ def import_prior(
 ) -> CodebookPrior:
     """The prior in a pickle of the authors' layout; written to ``output``, if one is named.
 
-    The codes are the words that have a vector. Edges with a word that is no code are left out, as the authors'
+    The codes are the words that have a vector. Edges with a word that is not a code are left out, as the authors'
     quantizer leaves them out; repeated edges add up. The pickle is read by an unpickler that makes tensors and plain
     values and refuses everything else, so it can run no code; and in a process of its own, limited to 512 MB + 24 x
     file size, and 10 s + 1 s per 2 MB. (Windows and macOS limit the time only.)
@@ -63,7 +63,7 @@ def import_prior(
     path = Path(pickle_file)
     try:
         if path.exists() and not path.is_file():  # a device may have no end
-            raise BuildError(f"{printable(path)} is no file; expected the authors' pickle")
+            raise BuildError(f"{printable(path)} is not a file; expected the authors' pickle")
         data = path.read_bytes()
         if output is not None:  # before the reading, which may take a minute
             find_target(Path(output))

@@ -12,6 +12,8 @@ import numpy as np
 from vqct_plugin._files import printable
 from vqct_plugin.building.formats import BuildError
 
+_LONGEST = 200  # letters of a name on the hub, which takes fewer
+
 
 class LanguageModel:
     """A ``transformers`` model and its tokenizer.
@@ -28,17 +30,17 @@ class LanguageModel:
     """
 
     def __init__(self, plm: str, name: Optional[str] = None, revision: Optional[str] = None) -> None:
-        self._is_folder = bool(plm) and Path(plm).is_dir()
-        is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", plm) and not Path(plm).exists()
-        if not self._is_folder and not is_name:
-            hint = "; pass a file of word vectors as word_vectors" if Path(plm).is_file() else ""
+        self.is_folder = bool(plm) and os.path.isdir(plm)  # pathlib's raises of a name that is too long
+        is_name = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", plm) and len(plm) <= _LONGEST and not os.path.exists(plm)
+        if not self.is_folder and not is_name:
+            hint = "; pass a file of word vectors as word_vectors" if os.path.isfile(plm) else ""
             shown = printable(repr(plm))
             raise BuildError(f"language model {shown} is neither a folder that exists nor a name on the hub{hint}")
-        if revision is not None and self._is_folder:
+        if revision is not None and self.is_folder:
             raise BuildError(f"revision is {revision!r}, but {plm} is a folder: revisions are of models on the hub")
         self._plm, self.revision = plm, revision
         self._options = {} if revision is None else {"revision": revision}
-        self.name = name or (Path(plm).resolve().name if self._is_folder else plm)
+        self.name = name or (Path(plm).resolve().name if self.is_folder else plm)
         self._model: Any = None
         import transformers  # seconds of import: only once something is to be loaded
 
@@ -61,7 +63,7 @@ class LanguageModel:
         self._model = None
 
     def file(self, name: str) -> Optional[Path]:
-        """A file beside the model's own, or None where there is none."""
+        """A file beside the model's own, or None where there is none, or where it cannot be told."""
         from transformers.utils import cached_file
 
         try:
@@ -75,6 +77,26 @@ class LanguageModel:
         except (OSError, ValueError):
             return None
         return None if found is None else Path(found)
+
+    def lacks(self, name: str) -> bool:
+        """Whether it is known that there is no such file: the folder is here, or the hub says so or once said so."""
+        if self.is_folder:
+            return not (Path(self._plm) / name).is_file()
+        import huggingface_hub
+        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            cached = huggingface_hub.try_to_load_from_cache(self._plm, name, revision=self.revision)
+            if cached is huggingface_hub._CACHED_NO_EXIST:
+                return True
+            huggingface_hub.hf_hub_download(self._plm, name, revision=self.revision)
+        except LocalEntryNotFoundError:  # not in the cache, and the hub was not asked
+            return False
+        except EntryNotFoundError:
+            return True
+        except Exception:  # no connection, no permission: each in its own way
+            return False
+        return False
 
     def read_table(self) -> Any:
         """The input embeddings (pieces, dim), a tensor; of a model in safetensors nothing else is read."""
@@ -129,7 +151,7 @@ class LanguageModel:
             raise
         except Exception as error:
             raise BuildError(
-                f"{_explain_failure(self._plm, self._is_folder, self.revision)}\n"
+                f"{_explain_failure(self._plm, self.is_folder, self.revision)}\n"
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
 
@@ -196,8 +218,8 @@ def _explain_failure(plm: str, is_folder: bool, revision: Optional[str]) -> str:
     at = "" if revision is None else f" at revision {revision!r}"
     return (
         f"language model {plm!r}{at} could not be loaded from the Hugging Face hub{offline}: it is not there, or the "
-        "hub cannot be reached. Without a network, save it on a machine that has one (AutoModel and AutoTokenizer, "
-        "from_pretrained then save_pretrained) and pass the folder: plm=FOLDER"
+        f"hub cannot be reached. Without a network, get all of its files on a machine that has one (hf download {plm} "
+        "--local-dir FOLDER) and pass the folder: plm=FOLDER"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a file of captions is packed in: compressed, in UTF-16, in a tar archive; and what is no file of captions.
+"""What a file of captions is packed in: compressed, in UTF-16, in a tar archive; and what is not a file of captions.
 
 All of it is recognized by the first bytes, never by the name.
 """

@@ -31,7 +31,7 @@ _OLD_KEYS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-_FILE = "1_Pooling/config.json"
+POOLING_FILE = "1_Pooling/config.json"
 
 
 def pool(states: Any, names: List[str]) -> Any:
@@ -41,14 +41,28 @@ def pool(states: Any, names: List[str]) -> Any:
     return torch.cat([POOLINGS[name][1](states) for name in names], dim=1)
 
 
+def check_pooling(pooling: str) -> str:
+    """The same name; raises BuildError for what is none."""
+    if pooling not in POOLINGS:
+        raise BuildError(f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}")
+    return pooling
+
+
 def read_pooling(language_model: LanguageModel) -> List[str]:
     """The names of a model's own pooling, from sentence-transformers' file; none where it has no such file.
 
     Raises:
-        BuildError: the file says something that is not known here.
+        BuildError: the file says something that is not known here, or it cannot be told whether there is one.
     """
-    path = language_model.file(_FILE)
+    path = language_model.file(POOLING_FILE)
     if path is None:
+        if not language_model.lacks(POOLING_FILE):
+            raise BuildError(
+                f"how {language_model.name!r} is pooled cannot be told: its {POOLING_FILE} is not in the cache, and "
+                "the hub was not reached, so it may have one or none. Get all of its files where there is a network "
+                "(hf download NAME --local-dir FOLDER) and pass plm=FOLDER, or say how it is pooled, as its makers do: "
+                f"pooling is one of {', '.join(POOLINGS)}"
+            )
         return []
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -58,12 +72,12 @@ def read_pooling(language_model: LanguageModel) -> List[str]:
         else:
             names = list(said) if isinstance(said, (list, tuple)) else str(said).split("+")
     except (OSError, ValueError, AttributeError) as error:
-        raise BuildError(f"{_FILE} of {language_model.name!r} cannot be read: {error}") from error
+        raise BuildError(f"{POOLING_FILE} of {language_model.name!r} cannot be read: {error}") from error
     unknown = [name for name in names if name not in POOLINGS]
     if unknown or not names:
         raise BuildError(
-            f"{_FILE} of {language_model.name!r} says {', '.join(map(repr, unknown)) or 'nothing'}; expected some of "
-            f"{', '.join(POOLINGS)}"
+            f"{POOLING_FILE} of {language_model.name!r} says {', '.join(map(repr, unknown)) or 'nothing'}; expected "
+            f"some of {', '.join(POOLINGS)}"
         )
     return names
 

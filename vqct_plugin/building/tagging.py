@@ -143,7 +143,7 @@ class WordCounts:
 
 
 class CaptionTagger:
-    """A caption -> its tokens, each a (token, part of speech), the part ``None`` for tokens that are no code.
+    """A caption -> its tokens, each a (token, part of speech), the part ``None`` for tokens that are not codes.
 
     Tokens come in lower case and as written; ``lemma`` gives the word that a token is counted as. The two are apart
     because there are few distinct tokens and many captions.
@@ -218,7 +218,7 @@ def describe_tagger() -> str:
 
 
 def is_in_wordnet(word: str, part: str) -> bool:
-    """Whether WordNet lists this very form in this part of speech: ``girl`` is no adjective, ``gril`` is no word."""
+    """Whether WordNet has this very form in this part of speech: not ``girl`` as an adjective, nor ``gril`` at all."""
     return bool(wordnet.lemmas(word, WORDNET_PART[part]))
 
 

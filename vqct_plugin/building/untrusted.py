@@ -40,7 +40,7 @@ def read_apart(data: bytes) -> Tuple[Dict[str, Any], List[bytes]]:
 
     The JSON has ``missing``, the keys of the authors' layout that are not there; or else ``names``, all words; for each
     part ``adj`` and ``noun`` a list of [word, count or None, dtype, numbers], whose vectors come in this order;
-    ``edges``, [index in names, index in names, count]; and ``bad_edges`` where they are no list of pairs.
+    ``edges``, [index in names, index in names, count]; and ``bad_edges`` where they are not a list of pairs.
 
     Raises:
         RefusedError: the pickle holds something else, or takes more memory or time than its size allows.
@@ -93,7 +93,7 @@ def _make_unpickler(records: Any, data: bytes) -> Any:
                 return records.Known(self._load_from_bytes)
             found = super().find_class(module, name)
             if isinstance(found, type) and issubclass(found, records.Inert):
-                raise pickle.UnpicklingError(f"it names {module}.{name}, which is no tensor and no plain value")
+                raise pickle.UnpicklingError(f"it names {module}.{name}, which is neither a tensor nor a plain value")
             return found
 
         def _load_from_bytes(self, stream: bytes) -> Any:

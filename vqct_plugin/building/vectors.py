@@ -6,6 +6,8 @@ knows, (n,) bool. The row of a word that it does not know is NaN, so that it can
 
 import gzip
 import hashlib
+import logging
+import os
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,13 @@ from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Seque
 import numpy as np
 from tqdm import tqdm
 
+from vqct_plugin._files import printable
 from vqct_plugin.building.captions import PathLike
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.language_model import LanguageModel, first_line
-from vqct_plugin.building.pooling import POOLINGS, choose_device, pool, read_pooling
+from vqct_plugin.building.pooling import POOLING_FILE, POOLINGS, check_pooling, choose_device, pool, read_pooling
+
+_log = logging.getLogger(__name__)
 
 #: the authors' prompts, of one form for all that is no adjective
 PROMPTS = {
@@ -86,12 +91,19 @@ class PromptEncodings:
     - each token sees those before it only (GPT-2, Llama): the last token;
     - each token sees all (BERT): the mean over the tokens.
 
+    Of a folder that does not say it, the last three are a guess, and a warning says so: a sentence-transformers model
+    loses its file of pooling in ``save_pretrained``.
+
     Prompts of equal length make a batch, so nothing is padded but what has to be.
 
     Args:
         language_model: the model.
         prompts: part of speech -> text with one ``{}`` for the word; the authors' for parts that are not named.
         device: where the model runs, as torch names it (``"cpu"``, ``"cuda:1"``); by default a GPU where there is one.
+        pooling: how the model is pooled, one of ``POOLINGS``; by default as said above.
+
+    Raises:
+        BuildError: how the model is pooled cannot be told, or it takes no such pooling, or no text; no such device.
     """
 
     def __init__(
@@ -99,7 +111,9 @@ class PromptEncodings:
         language_model: LanguageModel,
         prompts: Optional[Mapping[str, str]] = None,
         device: Optional[str] = None,
+        pooling: Optional[str] = None,
     ) -> None:
+        own = None if pooling is None else [check_pooling(pooling)]
         self._language_model = language_model
         self.name = language_model.name
         self.prompts = {**PROMPTS, **check_prompts(prompts or {})}
@@ -109,12 +123,14 @@ class PromptEncodings:
             model = model.float()
         model = model.to(self._device)
         with _explain_errors(self.name):
-            self._choose_pooling(model)
+            self._choose_pooling(model, own)
 
-    def _choose_pooling(self, model: Any) -> None:
+    def _choose_pooling(self, model: Any, own: Optional[List[str]]) -> None:
         self._padded_to = 0
         config = model.config
-        own = read_pooling(self._language_model)
+        features = hasattr(model, "get_text_features") or type(model).__name__ == "CLIPTextModelWithProjection"
+        if own and (features or str(config.model_type).startswith("siglip")):
+            raise BuildError(f"pooling is {own[0]!r}, but {self.name!r} has text features of its own; leave it out")
         if str(config.model_type).startswith("siglip"):
             self._padded_to = int(getattr(config, "text_config", config).max_position_embeddings)
             self.pooling = f"text features, padded to {self._padded_to}, last position"
@@ -130,6 +146,8 @@ class PromptEncodings:
                 encoder = model.get_encoder()
             if encoder is not model or type(model).__name__.endswith("EncoderModel"):
                 of_encoder = "the encoder's "
+            if own is None:
+                own = read_pooling(self._language_model)
             if own:
                 names = list(own)
             elif not of_encoder and _sees_only_what_came_before(model, self._language_model.tokenizer, self._device):
@@ -138,6 +156,16 @@ class PromptEncodings:
                 names = ["mean"]
             described = [POOLINGS[name][0] for name in names]
             self.pooling = ", then ".join(described).replace("over tokens", f"over {of_encoder}tokens")
+            if not own and self._language_model.is_folder:
+                _log.warning(
+                    "how %r is pooled is a guess, %s: its folder has no %s, in which models of sentence-transformers "
+                    "(BGE, E5, GTE) say it, and which save_pretrained leaves out. If it is one of them, get all of its "
+                    "files (hf download NAME --local-dir FOLDER); or say how it is pooled: pooling is one of %s",
+                    self.name,
+                    self.pooling,
+                    POOLING_FILE,
+                    ", ".join(POOLINGS),
+                )
             self._encode = lambda **inputs: pool(encoder(**inputs).last_hidden_state, names)
 
     def knows(self, words: Sequence[str], progress: bool = False) -> np.ndarray:
@@ -201,7 +229,7 @@ def _describe_revision(language_model: LanguageModel) -> Dict[str, str]:
 
 
 class WordVectors:
-    """The vectors of a text file of GloVe, word2vec or fastText, gzip too: a word and its numbers a line.
+    """The vectors of a text file of GloVe, word2vec or fastText, gzip too: one word and its numbers per line.
 
     word2vec and fastText have a first line with the number of words and the dimension; GloVe has none. The file is read
     once, and only wanted words are kept. A line that does not have the dimension's number of finite values is damaged:
@@ -214,9 +242,9 @@ class WordVectors:
 
     def __init__(self, path: PathLike, name: Optional[str] = None) -> None:
         self._path = Path(path)
-        if not self._path.is_file():
-            what = "is a folder" if self._path.is_dir() else "does not exist"
-            raise BuildError(f"the file of word vectors {self._path} {what}")
+        if not os.path.isfile(path):  # pathlib's raises of a name that is too long
+            what = "is a folder" if os.path.isdir(path) else "does not exist"
+            raise BuildError(f"the file of word vectors {printable(self._path)} {what}")
         self.name = name or self._path.name
         self.damaged, self.sha256 = 0, ""
         self._known: Dict[str, np.ndarray] = {}
@@ -301,8 +329,8 @@ class WordVectors:
             numbers = []
         if dim < 2 or len(numbers) != dim:
             raise BuildError(
-                f"{self._path} is no text file of word vectors: expected a word and its numbers a line, as GloVe, "
-                "word2vec (text, not binary) and fastText (.vec) have it"
+                f"{self._path} is not a text file of word vectors: expected one word and its numbers per line, as "
+                "GloVe, word2vec (text, not binary) and fastText (.vec) have it"
             )
         return dim, has_header
 

@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--caption-format",
         choices=["auto", "text", "flickr", "coco", "jsonl", "csv", "tsv", "parquet"],
         default="auto",
-        help="how captions are written (default: detected from the first lines)",
+        help="how captions are written (default: auto, from the first lines)",
     )
     captions.add_argument(
         "--caption-field",
@@ -118,10 +118,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--prompts",
         nargs="+",
         metavar="PART=TEXT",
-        help="default: adjective='a photo of {} object' noun='a photo of {}'",
+        help="one for each part (default: adjective='a photo of {} object' noun='a photo of {}')",
     )
     vectors.add_argument(
         "--device", metavar="DEVICE", help="where prompts are encoded: cpu, cuda:1 (default: a GPU if there is one)"
+    )
+    vectors.add_argument(
+        "--pooling",
+        choices=["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"],
+        help="how prompts become one vector (default: as the model's 1_Pooling/config.json says; else by its kind)",
     )
     vectors.add_argument("--standardize", action="store_true", help="center and scale each dimension")
     vectors.add_argument(

@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_evaluation_flags(parser)
     parser.add_argument(
-        "-o", "--output", default="evaluation", metavar="DIR", help="folder for tables and shards (evaluation)"
+        "-o", "--output", default="evaluation", metavar="DIR", help="folder for tables and shards (default: evaluation)"
     )
     return parser
 
@@ -25,40 +25,49 @@ def make_parser() -> argparse.ArgumentParser:
 def add_evaluation_flags(parser: argparse.ArgumentParser) -> None:
     """What to evaluate, and how."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one; KEY=VALUE is as --set"
+        "runs", nargs="+", metavar="RUN", help="a run's folder, or a checkpoint in one; KEY=VALUE works like --set"
     )
     parser.add_argument(
-        "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (their folders)"
+        "--names", nargs="+", default=[], metavar="NAME", help="names of the runs in tables (default: their folders)"
     )
     add_base_flag(parser, "the runs'")
     add_set_flag(parser, "the runs' configs")
     parser.add_argument("--images", metavar="PATH", help="a folder or list file (default: the config's validation set)")
     parser.add_argument(
-        "--size", type=int, help="side of the squares that --images are cropped to (the model's resolution)"
+        "--size", type=int, help="side of the squares that --images are cropped to (default: the model's resolution)"
     )
     parser.add_argument(
         "--protocol",
         default="plain",
         choices=["plain", "vqct"],
-        help="vqct: JPEG files and SSIM on luminance, as the authors measured",
+        help="vqct: JPEG files and SSIM on luminance, as the authors measured (default: plain)",
     )
-    parser.add_argument("--weights", metavar="DIR", help="folder with the weights of LPIPS and FID (VQCT_WEIGHTS)")
-    parser.add_argument("--batch-size", type=int, default=16, help="images processed at a time (16)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (0: the main process)")
     parser.add_argument(
-        "--processes", type=int, default=1, help="processes that share the shards, one per GPU, or on the CPU (1)"
+        "--weights", metavar="DIR", help="folder with the weights of LPIPS and FID (default: $VQCT_WEIGHTS)"
     )
-    parser.add_argument("--precision", default="32", choices=["32", "bf16", "16"], help="precision of the model (32)")
+    parser.add_argument("--batch-size", type=int, default=16, help="images processed at a time (default: 16)")
+    parser.add_argument(
+        "--workers", type=int, default=0, help="processes that read images (default: 0, the main process)"
+    )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        help="processes that share the shards, one per GPU, or all on the CPU (default: 1)",
+    )
+    parser.add_argument(
+        "--precision", default="32", choices=["32", "bf16", "16"], help="precision of the model (default: 32)"
+    )
     parser.add_argument(
         "--shard-size",
         type=int,
         default=512,
-        help="images per shard; finished shards are kept when the command is interrupted (512)",
+        help="images per shard; finished shards are kept when the command is interrupted (default: 512)",
     )
     parser.add_argument(
         "--skip-broken",
         action="store_true",
-        help="leave out images that cannot be read, and list them (an error at the end)",
+        help="leave out images that cannot be read, and list them (default: an error at the end)",
     )
     parser.add_argument("--limit", type=int, help="evaluate only the first N images", metavar="N")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
@@ -68,6 +77,10 @@ def evaluation_arguments(options: Dict[str, Any]) -> Dict[str, Any]:
     """The flags as ``evaluate_runs`` takes them."""
     runs, positional = split_overrides(options["runs"])
     base, after_base = split_overrides(options["base"])
+    if not runs:
+        raise ValueError(
+            f"there is no run, only {' '.join(positional)}; expected a run's folder, or a checkpoint in one"
+        )
     return {
         **{name: value for name, value in options.items() if name not in ("set", "quiet")},
         "runs": runs,

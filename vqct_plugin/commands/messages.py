@@ -89,8 +89,13 @@ def split_overrides(words: Sequence[str]) -> Tuple[List[str], List[str]]:
 
 
 def add_set_flag(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--set key=value ...``, which may be repeated; every command that reads a config has it."""
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=f"changes to {what}")
+    """``--set key=value``, which may be repeated; every command that reads a config has it.
+
+    It takes one word, so that what follows it may be a run.
+    """
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help=f"a change to {what}; may be repeated"
+    )
 
 
 def add_base_flag(parser: argparse.ArgumentParser, whose: str) -> None:

@@ -17,15 +17,19 @@ def make_parser() -> argparse.ArgumentParser:
         "words, the code space before and after transfer, and learning curves.",
     )
     add_evaluation_flags(parser)
-    parser.add_argument("--images-shown", type=int, default=24, metavar="N", help="images on the page (24)")
+    parser.add_argument("--images-shown", type=int, default=24, metavar="N", help="images on the page (default: 24)")
     parser.add_argument(
-        "--size-shown", type=int, metavar="PIXELS", help="side of the images on the page (as evaluated)"
+        "--size-shown", type=int, metavar="PIXELS", help="side of the images on the page (default: as evaluated)"
     )
     parser.add_argument(
-        "--words", nargs="+", default=[], metavar="WORD", help="words whose nearest words to show (the most used)"
+        "--words",
+        nargs="+",
+        default=[],
+        metavar="WORD",
+        help="words whose nearest words to show (default: the most used)",
     )
     parser.add_argument(
-        "-o", "--output", default="report", metavar="DIR", help="folder for the page and its pictures (report)"
+        "-o", "--output", default="report", metavar="DIR", help="folder for the page and its pictures (default: report)"
     )
     parser.add_argument("-f", "--force", action="store_true", help="replace an existing report")
     return parser

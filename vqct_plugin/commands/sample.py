@@ -19,24 +19,28 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
     add_set_flag(parser, "the run's config")
     add_base_flag(parser, "the run's")
-    parser.add_argument("-o", "--output", default="samples", metavar="DIR", help="a new or empty folder (samples)")
     parser.add_argument(
-        "-n", "--number", type=int, default=16, help="number of images, for each class or condition (16)"
+        "-o", "--output", default="samples", metavar="DIR", help="a new or empty folder (default: samples)"
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="images drawn at a time (8)")
-    parser.add_argument("--size", metavar="HxW", help="size of the images in pixels (the first stage's resolution)")
-    parser.add_argument("-t", "--temperature", type=float, default=1.0, help="divides the logits (1.0)")
-    parser.add_argument("-k", "--top-k", type=int, help="draw from the k most likely codes (all)")
     parser.add_argument(
-        "-p", "--top-p", type=float, help="draw from the most likely codes with this total probability (1.0)"
+        "-n", "--number", type=int, default=16, help="number of images, for each class or condition (default: 16)"
     )
-    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of the random numbers (23)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images drawn at a time (default: 8)")
+    parser.add_argument(
+        "--size", metavar="HxW", help="size of the images in pixels (default: the first stage's resolution)"
+    )
+    parser.add_argument("-t", "--temperature", type=float, default=1.0, help="divides the logits (default: 1.0)")
+    parser.add_argument("-k", "--top-k", type=int, help="draw from the k most likely codes (default: all)")
+    parser.add_argument(
+        "-p", "--top-p", type=float, help="draw from the most likely codes with this total probability (default: all)"
+    )
+    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of the random numbers (default: 23)")
     parser.add_argument("-c", "--classes", metavar="0,1,2", help="classes, for a class-conditional model")
     parser.add_argument(
         "--conditions", type=int, metavar="N", help="for a model conditioned on pictures: the first N validation items"
     )
     parser.add_argument("--no-grid", action="store_true", help="write no grid, only single images")
-    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (a GPU where there is one)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress bar")
     return parser
 
@@ -56,7 +60,11 @@ def main(argv: Optional[List[str]] = None) -> int:
         return 1
     try:
         base, after_base = split_overrides(options.base)
-        trained = load_run(options.run, base, [*options.set, *after_base, *options.overrides])
+        runs, positional = split_overrides([options.run, *options.overrides])
+        if len(runs) != 1:
+            found = " and ".join(runs) or "only " + " ".join(positional)
+            raise ValueError(f"expected one run, its folder or a checkpoint in it, but there is {found}")
+        trained = load_run(runs[0], base, [*options.set, *after_base, *positional])
         model = trained.model.to(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if not hasattr(model, "first_stage_model"):
             raise ValueError(f"{trained.checkpoint} is a {type(model).__name__}, a first stage; expected a stage 2")

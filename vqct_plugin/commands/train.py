@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="configs, files or vqct:NAME; later ones override earlier ones",
     )
     add_set_flag(parser, "the config")
-    parser.add_argument("-n", "--name", default="", help="name of the run; by default that of the first config")
+    parser.add_argument("-n", "--name", default="", help="name of the run (default: that of the first config)")
     parser.add_argument("-f", "--postfix", default="", help="appended to the name")
     parser.add_argument(
         "-r",
@@ -45,45 +45,39 @@ def make_parser() -> argparse.ArgumentParser:
         const=True,
         default=None,
         metavar="RUN",
-        help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir",
+        help="resume a run: its folder, or a checkpoint in it; alone, the newest run of --logdir that has a checkpoint",
     )
-    parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (logs)")
+    parser.add_argument("-l", "--logdir", default="logs", metavar="DIR", help="folder of the runs (default: logs)")
     parser.add_argument(
         "-s",
         "--seed",
         type=int,
         default=None,
-        help="seed of weights, batches and dropout (23; a resumed run keeps its own)",
+        help="seed of weights, batches and dropout (default: 23; a resumed run keeps its own)",
     )
-    parser.add_argument(
-        "-t", "--train", type=_true_or_false, nargs="?", const=True, default=True, metavar="BOOL", help="train (true)"
-    )
-    parser.add_argument(
-        "--no-test",
-        type=_true_or_false,
-        nargs="?",
-        const=True,
-        default=False,
-        metavar="BOOL",
-        help="do not test after training (false)",
-    )
+    _add_boolean_flag(parser, "-t", "--train", default=True, help="train")
+    _add_boolean_flag(parser, "--no-test", default=False, help="do not test after training")
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check configs, devices, data and model, say what is there, and stop; nothing is written",
+        help="check configs, devices, data and model, print a summary, and stop; nothing is written",
     )
     parser.add_argument("--gpus", default=None, metavar="LIST", help="indices of GPUs, as taming takes them: 0, or 0,1")
+    _add_boolean_flag(parser, "-d", "--debug", default=False, help="open the debugger at an error")
+    return parser
+
+
+def _add_boolean_flag(parser: argparse.ArgumentParser, *names: str, default: bool, help: str) -> None:
+    """A flag as taming has them: alone it means true, and it takes true or false."""
     parser.add_argument(
-        "-d",
-        "--debug",
+        *names,
         type=_true_or_false,
         nargs="?",
         const=True,
-        default=False,
+        default=default,
         metavar="BOOL",
-        help="open the debugger at an error (false)",
+        help=f"{help} (default: {str(default).lower()})",
     )
-    return parser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

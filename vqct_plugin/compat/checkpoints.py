@@ -5,6 +5,7 @@ A ``.ckpt`` is a pickle, and a pickle is a program. ``torch.load`` either runs i
 """
 
 import logging
+import os
 import zipfile
 from contextlib import contextmanager
 from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Tuple
@@ -15,6 +16,7 @@ from vqct_plugin.compat.records import Inert, read_stream, read_zip
 __all__ = ["CheckpointError"]
 
 _log = logging.getLogger(__name__)
+WRITTEN = "vqct_written"  # in a checkpoint: when it was
 _STOCK_CODEBOOK = "quantize.embedding.weight"
 
 
@@ -55,9 +57,20 @@ def read_step(path: Any) -> int:
     Raises:
         CheckpointError: no such file, or not a checkpoint.
     """
+    return read_step_and_time(path)[0]
+
+
+def read_step_and_time(path: Any) -> Tuple[int, float]:
+    """After how many steps, as :func:`read_step`, and when a checkpoint was written, in seconds since 1970.
+
+    The time is what ``vqct-train`` notes in it, which a copy keeps; of other checkpoints it is the file's.
+    """
     with _open_checkpoint(path) as (checkpoint, _):
-        step = checkpoint.get("global_step") if isinstance(checkpoint, Mapping) else None
-    return step if isinstance(step, int) else -1
+        noted = checkpoint if isinstance(checkpoint, Mapping) else {}
+        step, written = noted.get("global_step"), noted.get(WRITTEN)
+    if not isinstance(written, float):
+        written = os.stat(path).st_mtime
+    return step if isinstance(step, int) else -1, written
 
 
 @contextmanager

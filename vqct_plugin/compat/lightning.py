@@ -303,9 +303,8 @@ def for_installed_lightning(cls: Any) -> Any:
     ``gradient_clip_algorithm="norm"`` (each optimizer's gradients apart). Elsewhere they belong on the Trainer.
 
     ``reuse_forward=True`` lets the discriminator's pass use the reconstruction of the first pass, detached, in place of
-    a second forward pass after the generator's step. It is another training than the host's, if a similar one. It saves
-    12 to 19 % of the time of a batch on a CPU, for 64x64 images and a loss without LPIPS
-    (``benchmarks/reuse_forward.py``).
+    a second forward pass after the generator's step. Training then differs slightly from the host's. It saves 12% of
+    the time of a batch on a CPU, for 64x64 images and a loss without LPIPS (``benchmarks/reuse_forward.py``).
     """
     if issubclass(cls, Adapted):
         return cls

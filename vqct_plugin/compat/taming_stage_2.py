@@ -5,11 +5,16 @@
 first of each, and a conditioning VQGAN without ``sane_index_shape`` ends in ``torch.cat``. The first two are refused
 here, in a sentence; the last is served.
 
-Its files stay as they are: three of its methods are wrapped while the program runs.
+Its samplers draw any code for any token. Its method ``sample`` is served; ``sample_with_past``, which its script
+``sample_fast.py`` uses, is refused over several tokens a position; and what a loop of a script's own draws is checked
+where it is decoded.
+
+Its files stay as they are: methods of its classes are wrapped while the program runs.
 """
 
 import functools
 import sys
+import weakref
 from typing import Any, Optional
 
 import torch
@@ -17,15 +22,19 @@ from torch import Tensor
 
 from vqct_plugin.compat.taming_sampling import sample_each_token_from_its_part
 
-_MODULE = "taming.models.cond_transformer"
+_MODULE, _GPT_MODULE = "taming.models.cond_transformer", "taming.modules.transformer.mingpt"
+#: taming's transformers of this process: its GPT alone does not know which first stage its tokens are of
+_models: Any = weakref.WeakSet()
 
 
 def adapt_taming_stage_2() -> None:
     """Wrap taming's stage 2, once, if the program has imported it. Nothing changes for what has worked with it."""
+    _refuse_sample_with_past()
     host = getattr(sys.modules.get(_MODULE), "Net2NetTransformer", None)
     if host is None or getattr(host, "_vqct_adapted", False):
         return
     sample, encode_to_c, configure_optimizers = host.sample, host.encode_to_c, host.configure_optimizers
+    decode_to_img, init_cond_stage = host.decode_to_img, host.init_cond_stage_from_ckpt
 
     @functools.wraps(sample)
     def sample_checked(self: Any, x: Any, c: Any, steps: int, *args: Any, **kwargs: Any) -> Any:
@@ -45,8 +54,68 @@ def adapt_taming_stage_2() -> None:
         check_stage_2(self)  # the host's own launcher has nothing else of ours between building and training
         return configure_optimizers(self)
 
+    @functools.wraps(decode_to_img)
+    def decode_to_img_checked(self: Any, index: Any, zshape: Any) -> Any:
+        check_tokens(self, index)
+        return decode_to_img(self, index, zshape)
+
+    @functools.wraps(init_cond_stage)
+    def init_cond_stage_remembered(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _models.add(self)  # every constructor comes here, after the first stage, which may be what wraps this
+        return init_cond_stage(self, *args, **kwargs)
+
     host.sample, host.encode_to_c = sample_checked, encode_to_c_reshaped
+    host.decode_to_img, host.init_cond_stage_from_ckpt = decode_to_img_checked, init_cond_stage_remembered
     host.configure_optimizers, host._vqct_adapted = configure_optimizers_checked, True
+
+
+def _refuse_sample_with_past() -> None:
+    """Wrap what ``sample_with_past`` calls: scripts have imported that function by its name, and keep it."""
+    gpt: Any = getattr(sys.modules.get(_GPT_MODULE), "GPT", None)
+    if gpt is None or getattr(gpt, "_vqct_adapted", False):
+        return
+    forward_with_past = gpt.forward_with_past
+
+    @functools.wraps(forward_with_past)
+    def forward_with_past_checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        model = next((model for model in _models if getattr(model, "transformer", None) is self), None)
+        quantizer = getattr(getattr(model, "first_stage_model", None), "quantize", None)
+        t = getattr(quantizer, "tokens_per_position", 1)
+        if t > 1 and not hasattr(model, "layout"):
+            raise ValueError(
+                f"sample_with_past draws any code for any token, and a position of the first stage has {t} tokens, "
+                "each of its own part; use the model's own method sample, or vqct_plugin.Net2NetTransformer, or a "
+                "first stage with parts_of_speech: joint"
+            )
+        return forward_with_past(self, *args, **kwargs)
+
+    gpt.forward_with_past, gpt._vqct_adapted = forward_with_past_checked, True
+
+
+def check_tokens(model: Any, index: Tensor) -> None:
+    """Refuse tokens that a picture cannot be made of; a device is waited for, as a picture is no hot path.
+
+    Args:
+        model: taming's ``Net2NetTransformer``.
+        index: (B, tokens of an image), or (B, H, W), as it is given to ``decode_to_img``.
+
+    Raises:
+        ValueError: a token that its place cannot have, where the first stage is of ours.
+    """
+    bounds = getattr(getattr(model.first_stage_model, "quantize", None), "token_bounds", None)
+    if bounds is None or index.dim() < 2 or index[0].numel() % bounds.shape[1]:
+        return  # a stock first stage; or a number of tokens that the quantizer itself refuses
+    tokens = index.cpu().reshape(len(index), bounds.shape[1], -1)
+    first, last = bounds.cpu()[:, :, None]
+    wrong = torch.nonzero((tokens < first) | (tokens >= last))
+    if len(wrong):
+        image, token, position = wrong[0].tolist()
+        raise ValueError(
+            f"token {token + 1} of {bounds.shape[1]} of position {position} of image {image} is code "
+            f"{int(tokens[image, token, position])}; expected one of {int(first[token])} to {int(last[token]) - 1}: "
+            "draw tokens with the model's own method sample, which keeps each in its part, or use "
+            "vqct_plugin.Net2NetTransformer"
+        )
 
 
 def check_stage_2(model: Any, conditions: Optional[int] = None, length: Optional[int] = None) -> None:

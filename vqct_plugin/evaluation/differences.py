@@ -13,7 +13,7 @@ class Difference(NamedTuple):
 
     Attributes:
         name, other: of the runs; the figures are those of ``name`` less those of ``other``.
-        mean, interval: for each figure of single images, the mean of the images' differences and its 95 % interval:
+        mean, interval: for each figure of single images, the mean of the images' differences and its 95% interval:
             both runs are resampled together, so that what makes an image hard for both cancels out.
         bits: of an image, likewise a difference.
     """

@@ -28,7 +28,7 @@ class RunFigures(NamedTuple):
         images: how many were evaluated.
         files: of each image, as its data set names it; empty where that does not.
         values: for each figure of single images (``psnr``, ``ssim``, ...), one value an image.
-        mean, interval: of each of them, the mean and the 95 % interval of the bootstrap over photographs: images with
+        mean, interval: of each of them, the mean and the 95% interval of the bootstrap over photographs: images with
             one name in ``files`` are pieces of one.
         of_set: each figure of the whole set (``rfid``, ``inception_score``), a number.
         missing: figure -> why it is missing.

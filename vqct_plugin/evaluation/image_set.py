@@ -57,10 +57,12 @@ def build_image_set(
 
 
 class Broken(NamedTuple):
-    """An item that cannot be read: its file, or its place, and why. A value, so that a worker's traceback stays out."""
+    """An item that cannot be read: its file, or its place, and why, and its place in the set. A value, so that a
+    worker's traceback stays out."""
 
     name: str
     why: str
+    place: int
 
 
 class Readable(torch.utils.data.Dataset):
@@ -81,8 +83,8 @@ class Readable(torch.utils.data.Dataset):
         except Exception as error:  # of any data set
             name = self.files[index] if self.files else f"item {index}"
             if isinstance(error, DataError):
-                return Broken(name, str(error))
-            return Broken(name, f"{name} cannot be loaded: {type(error).__name__}: {error}")
+                return Broken(name, str(error), index)
+            return Broken(name, f"{name} cannot be loaded: {type(error).__name__}: {error}", index)
 
 
 def collate_readable(items: List[Any]) -> Tuple[Optional[Dict[str, Any]], List[Broken]]:
@@ -99,7 +101,7 @@ def take_readable(items: Any, places: Sequence[int]) -> List[Tuple[int, Any]]:
     """
     readable = Readable(items)
     found: Dict[int, Any] = {}
-    broken = Broken("", "there is no image")
+    broken = Broken("", "there is no image", -1)
     for place in places:
         for k in range(len(items)):
             at = (place + k) % len(items)

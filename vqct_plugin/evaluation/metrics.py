@@ -22,7 +22,7 @@ class CodebookUsageMetric(Metric):
         parts: the names of the parts (``quantizer.parts``).
 
     Raises:
-        ValueError: on updating with what is no index of the codebook.
+        ValueError: on updating with values that are not indices of the codebook.
 
     >>> usage = CodebookUsageMetric([0, 0, 1, 1, 1], ("adjective", "noun"))
     >>> usage.update(torch.tensor([0, 0, 2, 3]))

@@ -45,12 +45,12 @@ def _compute_entropy(counts: Tensor) -> float:
 
 
 def describe_rate(its: Any) -> str:
-    """The tokens and bits of a run's figures, for a title or a sentence: ``128 tokens, 1,147 bits an image``."""
-    return f"{its.tokens:,} tokens, {its.bits:,.0f} bits an image ({its.entropy:,.0f} by entropy)"
+    """The tokens and bits of a run's figures, for a title or a sentence: ``128 tokens, 1,147 bits per image``."""
+    return f"{its.tokens:,} tokens, {its.bits:,.0f} bits per image ({its.entropy:,.0f} by entropy)"
 
 
 def label_rate(its: Any) -> str:
-    """A run's name with its bits an image, for the title of a chart or a column: ``VQCT, 1,147 bits``."""
+    """A run's name with its bits per image, for the title of a chart or a column: ``VQCT, 1,147 bits``."""
     return f"{its.name}, {its.bits:,.0f} bits"
 
 
@@ -70,4 +70,4 @@ def warn_of_rates(figures: Sequence[Any]) -> Optional[str]:
     if len(levels) < 2:
         return None
     rates = "; ".join(f"{' and '.join(its.name for its in level)}: {level[0].bits:,.0f}" for level in levels)
-    return f"the runs have different rates, in bits an image: {rates}. Compare figures of runs at equal bits"
+    return f"the runs have different rates, in bits per image: {rates}. Compare figures of runs at equal bits"

@@ -28,8 +28,8 @@ def evaluate_runs(
     """Evaluate trained models, stock or VQCT, on the same images.
 
     Shards that an earlier call has written are taken as they are, if config, weights, images, settings and the
-    versions of the libraries are the same. A warning appears if runs
-    differ in bits per image.
+    versions of the libraries are the same. Images that could not be read then are tried again. A warning appears if
+    runs differ in bits per image.
 
     Args:
         runs: run folders or checkpoints; or what :func:`vqct_plugin.runs.load.load_first_stage` has loaded of them.

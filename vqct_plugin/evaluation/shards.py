@@ -6,7 +6,7 @@ import logging
 import os
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Type
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Type
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from vqct_plugin._files import write_whole
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.evaluation.figures import RunFigures, Shard, compute_figures, measure_batches
 from vqct_plugin.evaluation.identity import identify_code, identify_files, identify_model, make_digest
-from vqct_plugin.evaluation.image_set import Readable, build_image_set, collate_readable
+from vqct_plugin.evaluation.image_set import Broken, Readable, build_image_set, collate_readable
 from vqct_plugin.evaluation.images import PROTOCOLS
 from vqct_plugin.evaluation.measure import Conditions, Measure
 from vqct_plugin.evaluation.measures import MEASURES
@@ -86,12 +86,14 @@ def make_settings(folder: Path, given: Mapping[str, Any]) -> Settings:
 
 
 def evaluate_run(trained: Trained, settings: Settings, processes: int = 1, name: str = "") -> RunFigures:
-    """The figures of one loaded run; shards that are there already are taken as they are.
+    """The figures of one loaded run; shards that are there already are taken as they are, but for those of which an
+    image could not be read then and can be now.
 
     Raises:
         ConfigError, DataError: the images or a shard's file cannot be used, with its path.
     """
     work = _Work(trained, settings, dict(MEASURES))
+    work.retry_broken()
     _measure(work, processes)
     shards = work.read_shards()
     if shards is None:  # a damaged one, which is gone now
@@ -175,6 +177,22 @@ class _Work:
                 file.unlink(missing_ok=True)
         return found if len(found) == len(self.files) else None
 
+    def retry_broken(self) -> None:
+        """Read again what could not be read when its shard was made, since no file's size or time need tell that it is
+        mended. Where an item can be read now, its shard is deleted, to be made again; else the reasons are renewed."""
+        readable = Readable(self.items)
+        for file in self.files:
+            shard = _read_if_broken(file)
+            if shard is None:
+                continue
+            places = shard["broken_places"].tolist()
+            now = [item for item in map(readable.__getitem__, places) if isinstance(item, Broken)]
+            if len(now) < len(places):
+                _log.info("an image that could not be read can be read now: the shard %s is made again", file)
+                file.unlink()
+            elif _list_reasons(now).tolist() != shard["broken"].tolist():
+                _save(file, {**shard, "broken": _list_reasons(now)})
+
     def measure(self, rank: int = 0, processes: int = 1) -> None:
         """Make the shards rank, rank + processes, ... that are not there yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -197,18 +215,19 @@ class _Work:
                 bar.update(len(self.items) - sum(len(self._list_places(k)) for k in wanted))
                 for k in wanted:
                     torch.manual_seed(k)  # a Gumbel quantizer draws
-                    broken: List[Tuple[str, str]] = []
+                    broken: List[Broken] = []
                     batches = self._load(k, broken)
                     shard = measure_batches(
                         model, batches, self.measures, conditions, _PRECISIONS[its.precision], bar.update
                     )
                     bar.update(len(broken))
-                    _save(self.files[k], {**shard, "broken": np.asarray(broken, dtype=str).reshape(-1, 2)})
+                    places = np.asarray([its.place for its in broken], dtype=np.int64)
+                    _save(self.files[k], {**shard, "broken": _list_reasons(broken), "broken_places": places})
         finally:
             if hasattr(model.quantize, "unfreeze_codebook"):
                 model.quantize.unfreeze_codebook()
 
-    def _load(self, k: int, broken: List[Tuple[str, str]]) -> Iterator[Dict[str, Any]]:
+    def _load(self, k: int, broken: List[Broken]) -> Iterator[Dict[str, Any]]:
         """The batches of a shard; those of its items that cannot be read are appended to ``broken``."""
         part = torch.utils.data.Subset(Readable(self.items), self._list_places(k))
         loader: Any = torch.utils.data.DataLoader(
@@ -262,10 +281,28 @@ def _measure_in_process(
         raise
 
 
+def _list_reasons(broken: Sequence[Broken]) -> np.ndarray:
+    """(n, 2) texts: the items that cannot be read, and why."""
+    return np.asarray([(its.name, its.why) for its in broken], dtype=str).reshape(-1, 2)
+
+
+def _read_if_broken(file: Path) -> Optional[Shard]:
+    """A shard that has broken items; None for any other, also one that is not there or damaged, which is seen to
+    later. Of those without broken items no more is read."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            broken = len(arrays["broken_places"]) > 0
+        return _read(file) if broken else None
+    except Exception:  # whatever a damaged archive makes numpy raise
+        return None
+
+
 def _read(file: Path) -> Dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as arrays:
         shard = dict(arrays)
-    missing = [name for name in ("counts", "files", "images", "positions", "broken") if name not in shard]
+    missing = [
+        name for name in ("counts", "files", "images", "positions", "broken", "broken_places") if name not in shard
+    ]
     if missing:
         raise ValueError(f"it has no {missing[0]}")
     return shard

@@ -59,12 +59,12 @@ def make_rows(figures: Sequence[RunFigures]) -> List[Dict[str, str]]:
         shown["of photographs"] = lambda its: f"{its.photographs:,}"
     for name, figure in _list_figures(figures).items():
         shown[figure.title] = partial(_format_figure, name=name, digits=figure.digits)
-    shown["codes in use"] = lambda its: _join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}")
-    shown["perplexity"] = lambda its: _join_parts(its, lambda u: f"{u.perplexity:.0f}")
-    shown["dead codes"] = lambda its: _join_parts(its, lambda u: f"{len(u.dead):,}")
-    shown["tokens an image"] = lambda its: f"{its.tokens:,}"
-    shown["bits an image"] = lambda its: f"{its.bits:,.0f}"
-    shown["bits a position"] = lambda its: f"{its.bits / its.positions:.1f}"
+    shown["codes in use"] = lambda its: join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}")
+    shown["perplexity"] = lambda its: join_parts(its, lambda u: f"{u.perplexity:.0f}")
+    shown["dead codes"] = lambda its: join_parts(its, lambda u: f"{len(u.dead):,}")
+    shown["tokens per image"] = lambda its: f"{its.tokens:,}"
+    shown["bits per image"] = lambda its: f"{its.bits:,.0f}"
+    shown["bits per position"] = lambda its: f"{its.bits / its.positions:.1f}"
     shown["bits by entropy"] = lambda its: f"{its.entropy:,.0f}"
     return [{"": title, **{its.name: text(its) for its in figures}} for title, text in shown.items()]
 
@@ -80,13 +80,13 @@ def make_difference_rows(
         row = {"difference": f"{pair.name} less {pair.other}"}
         for name, figure in shown.items():
             row[figure.title] = _format_difference(pair, name, figure.digits)
-        rows.append({**row, "bits an image": f"{pair.bits:+,.0f}"})
+        rows.append({**row, "bits per image": f"{pair.bits:+,.0f}"})
     empty = [title for title in (rows[0] if rows else ()) if all(row[title] == "-" for row in rows)]
     return [{title: text for title, text in row.items() if title not in empty} for row in rows]
 
 
 def list_notes(figures: Sequence[RunFigures]) -> List[str]:
-    """Notes below the table: unequal rates, why figures or images are missing, and what the brackets mean."""
+    """Notes below the table: unequal rates, why figures or images are missing, and what the parentheses mean."""
     titles = {name: figure.title for name, figure in _list_figures(figures).items()}
     found: Dict[str, List[str]] = {}
     for its in figures:
@@ -98,15 +98,18 @@ def list_notes(figures: Sequence[RunFigures]) -> List[str]:
     lines = [f"- {rates}"] if rates else []
     lines += [f"- {', '.join(names)}: {why}" for why, names in found.items()]
     if len({its.source for its in figures}) > 1:
-        lines.append("- the runs have different validation sets; pass images to evaluate all of them on the same")
+        lines.append(
+            "- the runs were evaluated on different validation sets, so their figures are not comparable; evaluate all "
+            "runs on one folder of images"
+        )
     broken = {file: why for its in figures for file, why in its.broken.items()}
     lines += [f"- left out: {why}" for why in broken.values()]
     photographs = min((its.photographs for its in figures if its.photographs != its.images), default=0)
     if photographs == 1:
         return [*lines, "- no intervals: all images are pieces of one photograph"]
     over = f"the {photographs:,} photographs that the images are pieces of" if photographs else "images"
-    intervals = f"the 95 % interval of the mean, by bootstrap over {over}; of a difference, image by image"
-    return [*lines, f"- in brackets: {intervals}"]
+    intervals = f"the 95% interval of the mean, by bootstrap over {over}; of a difference, image by image"
+    return [*lines, f"- in parentheses: {intervals}"]
 
 
 def format_tables(figures: Sequence[RunFigures], differences: Optional[Sequence[Difference]] = None) -> str:
@@ -143,12 +146,10 @@ def _format_mean(mean: float, interval: Sequence[float], how: str) -> str:
     return f"{mean:{how}} ({low:{how}} to {high:{how}})" if math.isfinite(low) else f"{mean:{how}}"
 
 
-def _join_parts(its: RunFigures, text: Any) -> str:
-    return ", ".join(f"{text(usage)}{_name_part(part)}" for part, usage in its.usage.items())
-
-
-def _name_part(part: str) -> str:
-    return "" if part in ("codes", "joint") else f" {part}s"
+def join_parts(its: RunFigures, text: Any) -> str:
+    """``text(usage)`` of each part of speech, with the part's name where there are several."""
+    parts = {part: "" if part in ("codes", "joint") else f" {part}s" for part in its.usage}
+    return ", ".join(f"{text(usage)}{parts[part]}" for part, usage in its.usage.items())
 
 
 def write_tables(figures: Sequence[RunFigures], folder: Path) -> None:

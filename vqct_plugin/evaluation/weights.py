@@ -32,14 +32,14 @@ def check_weights(weights: Union[str, Path, None] = None) -> None:
     """Refuse a folder that is not there, or has neither file.
 
     Raises:
-        ConfigError: ``weights``, or the folder that ``VQCT_WEIGHTS`` names, is no such folder.
+        ConfigError: ``weights``, or the folder that ``VQCT_WEIGHTS`` names, is not such a folder.
     """
     given = weights or os.environ.get(VARIABLE)
     if not given:
         return
     name = "weights" if weights else VARIABLE
     if not Path(given).is_dir():
-        raise ConfigError(f"{name} is {given}, which is no folder; expected one with {VGG} or {INCEPTION}, or both")
+        raise ConfigError(f"{name} is {given}, which is not a folder; expected one with {VGG} or {INCEPTION}, or both")
     if not any((Path(given) / file).is_file() for file in (VGG, INCEPTION)):
         raise ConfigError(f"{name} is {given}, which has neither {VGG} nor {INCEPTION}; expected one of them, or both")
 

@@ -4,14 +4,50 @@ All its arguments are those of :class:`vqct_plugin.CodebookTransferQuantizer`; o
 reads it. In the host's ``quantizer_config`` it is the ``target``.
 """
 
-from typing import Any
+import logging
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor
 
+from vqct_plugin.hosts.quantizer_config import Config, with_host_options
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["CVQQuantizer"]
+
+_log = logging.getLogger(__name__)
+
+
+def obey_options(
+    config: Config, distance: str, anchor: str, first_batch: bool, contras_loss: bool
+) -> Mapping[str, Any]:
+    """The host's ``quantizer_config``, where the options of its own quantizer leave it what ours does.
+
+    Args:
+        config: as of :func:`vqct_plugin.hosts.quantizer_config.build_quantizer`.
+        distance: ``l2``, which is ours; or ``cos``, the default of the host's commands, of which a warning says that it
+            is not had, unless ``l2_normalize`` is among the ``params``.
+        anchor, first_batch, contras_loss: as the host's commands have them by default: ``closest``, false, false.
+
+    Raises:
+        ValueError: another value of one of these.
+    """
+    known = None if distance == "l2" else (distance, "cos")
+    refused = {
+        "distance": known,
+        "anchor": (anchor, "closest"),
+        "first_batch": first_batch,
+        "contras_loss": contras_loss,
+    }
+    obeyed = with_host_options(config, refused)
+    if distance == "cos" and "l2_normalize" not in obeyed["params"]:
+        _log.warning(
+            "distance is 'cos', which is of CVQ-VAE's own quantizer: %s looks for the nearest code by l2. Codes and z "
+            "of length 1, where the nearest has the highest cosine, are `l2_normalize: true` in the params of "
+            "quantizer_config",
+            obeyed["target"],
+        )
+    return obeyed
 
 
 class CVQQuantizer(CodebookTransferQuantizer):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
-from vqct_plugin.hosts.git_apply import PatchError, fits, git_apply, run_git, with_line_ends
+from vqct_plugin.hosts.git_apply import PatchError, fits, git_apply, run_git, with_line_ends, without_files
 
 Merged = Tuple[Dict[str, bytes], List[str]]
 
@@ -24,7 +24,7 @@ class Fork(NamedTuple):
         repository, commit: where the patch was made from.
         patch: its file.
         root: the user's folder.
-        files: those that the patch changes.
+        files: those that the patch changes, and that are there.
         others: those of them that are neither as in the commit nor as patched.
     """
 
@@ -36,38 +36,45 @@ class Fork(NamedTuple):
     others: List[str]
 
     @property
+    def part(self) -> bytes:
+        """The patch of the files that are there."""
+        diff = self.patch.read_bytes()
+        touched = re.findall(r"(?m)^\+\+\+ b/(.*?)\r?$", diff.decode("utf-8"))
+        return without_files(diff, [file for file in touched if file not in self.files])
+
+    @property
     def diff(self) -> bytes:
-        return with_line_ends(self.patch.read_bytes(), self.root)
+        return with_line_ends(self.part, self.root)
 
 
 def merge(fork: Fork) -> Merged:
     """The files with the patch, and what to tell the user.
 
     Raises:
-        PatchError: they have it already; or hunks of it do not apply, with their lines.
+        PatchError: they have it already; or hunks of it do not apply, which the message lists.
     """
     with _copy(fork) as folder:
         if fits(folder, fork.diff, ["-R"]):
-            raise PatchError(f"{fork.root} ({fork.repository}) is patched already; revert takes it back")
-        how = f"by a three-way merge with {fork.commit[:7]}"
+            raise PatchError(f"{fork.root} ({fork.repository}) is patched already; pass revert=True to remove it")
+        how = f"a three-way merge with {fork.commit[:7]}"
         merged, conflict = _merge_three_ways(fork)
         if merged is None:
             if not fits(folder, fork.diff, []):
                 raise PatchError(_what_does_not_apply(fork, "", conflict))
-            how = "by `git apply`, which goes by the lines around each place"
+            how = "`git apply`, which matches the surrounding lines"
             git_apply(folder, fork.diff, [])
         else:
             for file, content in merged.items():
                 (folder / file).write_bytes(content)
         mistake = _find_mistake(folder, fork.files)
         if mistake:
-            raise PatchError(_what_does_not_apply(fork, mistake, conflict or "so a three-way merge comes out"))
+            raise PatchError(_what_does_not_apply(fork, mistake, conflict or "that is what a three-way merge gives"))
         notes = [
-            f"{', '.join(fork.others)}: not as in commit {fork.commit[:7]}; the patch went in {how}. Look at the diff "
-            "before you train"
+            f"{', '.join(fork.others)}: not as in commit {fork.commit[:7]}; the patch was applied with {how}. Look at "
+            "the diff before you train"
         ]
         if not fits(folder, fork.diff, ["-R"]):
-            notes.append("this merge cannot be reverted by the patch; git can take it back (git checkout -- FILE)")
+            notes.append("this merge cannot be undone by the patch; restore the files with git (git checkout -- FILE)")
         return {file: (folder / file).read_bytes() for file in fork.files}, notes
 
 
@@ -75,7 +82,7 @@ def take_back(fork: Fork) -> Merged:
     """The files without the patch, and what to tell the user.
 
     Raises:
-        PatchError: they do not have it, or have it changed.
+        PatchError: they do not have it, or its lines were changed.
     """
     with _copy(fork) as folder:
         if not fits(folder, fork.diff, ["-R"]):
@@ -83,8 +90,8 @@ def take_back(fork: Fork) -> Merged:
                 raise PatchError(f"{fork.root} ({fork.repository}) is not patched")
             raise PatchError(
                 f"{fork.root} is {fork.repository}, but its files are neither as in commit {fork.commit[:7]} nor as "
-                "patched, and the patch cannot be taken out of them: its lines were changed, or it is the patch of "
-                "another version of this package. Nothing was changed; git can take it back (git checkout -- FILE)"
+                "patched, and the patch cannot be removed: its lines were changed, or it is the patch of another "
+                "version of this package. Nothing was changed; restore the files with git (git checkout -- FILE)"
             )
         git_apply(folder, fork.diff, ["-R"])
         return {file: (folder / file).read_bytes() for file in fork.files}, []
@@ -115,12 +122,12 @@ def _merge_three_ways(fork: Fork) -> Tuple[Optional[Dict[str, bytes]], str]:
             for folder, content in contents:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 (folder / file).write_bytes(content.replace(b"\r\n", b"\n"))
-        git_apply(patched, with_line_ends(fork.patch.read_bytes(), patched), [])
+        git_apply(patched, with_line_ends(fork.part, patched), [])
         merged = {}
         for file in fork.files:
             own = (fork.root / file).read_bytes()
             if own.count(b"\r\n") not in (0, own.count(b"\n")):
-                return None, f"a three-way merge needs one kind of line ends, and {file} has two"
+                return None, f"a three-way merge needs one kind of line endings, and {file} has two"
             done = run_git(Path(name), ["merge-file", "-p", *(str(folder / file) for folder in (mine, base, patched))])
             if done.returncode != 0:
                 return None, f"a three-way merge with commit {fork.commit[:7]} conflicts in {file}"
@@ -134,14 +141,14 @@ def _find_mistake(folder: Path, files: Sequence[str]) -> str:
         try:
             tree = ast.parse((folder / file).read_bytes())
         except (SyntaxError, ValueError) as error:
-            return f"{file} would not parse: {error}"
+            return f"{file} could not be parsed: {error}"
         for function in ast.walk(tree):
             if not isinstance(function, ast.FunctionDef):
                 continue
             names = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
             arguments = {a.arg for a in [*function.args.args, *function.args.kwonlyargs]}
             if "quantizer_config" in names - arguments:
-                return f"{file}: {function.name} would use quantizer_config, which is none of its arguments"
+                return f"{file}: {function.name} would use quantizer_config, which is not one of its arguments"
     return ""
 
 
@@ -153,7 +160,7 @@ def _what_does_not_apply(fork: Fork, mistake: str, conflict: str) -> str:
     what = f"{len(without)} of its {len(hunks)} hunks do not apply" if without else mistake
     return (
         f"{fork.root} is {fork.repository}, but not as at commit {fork.commit[:7]}, and the patch does not fit: "
-        f"{what}; {conflict}. Nothing was changed. Write these lines by hand, and the others of {fork.patch}"
+        f"{what}; {conflict}. Nothing was changed. Add these lines by hand, and the rest of {fork.patch}"
         f"{':' if listed else ''}\n{listed}".rstrip()
     )
 

@@ -1,4 +1,4 @@
-"""``git apply`` in a folder that is no repository of its own, and patches with that folder's line ends."""
+"""``git apply`` in a folder that is not a repository of its own, and patches with that folder's line endings."""
 
 import os
 import re
@@ -8,11 +8,11 @@ from typing import Any, Sequence
 
 
 class PatchError(ValueError):
-    """A folder cannot be patched, or taken back; nothing in it was changed."""
+    """A folder cannot be patched, or its patch cannot be removed; nothing in it was changed."""
 
 
 def with_line_ends(diff: bytes, root: Path) -> bytes:
-    """The diff with the line ends of the files that lie in ``root``."""
+    """The diff with the line endings of the files that lie in ``root``."""
     lines, end = [], b""
     for line in diff.split(b"\n"):
         line = line.rstrip(b"\r")
@@ -29,14 +29,21 @@ def with_line_ends(diff: bytes, root: Path) -> bytes:
     return b"\n".join(lines)
 
 
+def without_files(diff: bytes, files: Sequence[str]) -> bytes:
+    """The diff without what it does to some files."""
+    left_out = [f"+++ b/{file}".encode() for file in files]
+    parts = re.split(rb"(?m)^(?=diff --git )", diff)
+    return b"".join(part for part in parts if not any(line.rstrip() in left_out for line in part.split(b"\n")))
+
+
 def git_apply(root: Path, diff: bytes, options: Sequence[str]) -> None:
     """Apply a diff in ``root``.
 
     Raises:
-        PatchError: git is not there, or the diff does not fit; with git's reason.
+        PatchError: git is not installed, or the diff does not fit; with git's reason.
     """
     # git looks upwards for a repository, and would then take the paths as that repository's, and skip what lies
-    # outside this folder without a word. Here the folder is the root.
+    # outside this folder silently. Here the folder is the root.
     environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"):
         environment.pop(name, None)

@@ -9,6 +9,7 @@ from typing import Any, Optional, Sequence
 import torch
 from torch import Tensor
 
+from vqct_plugin._torch import is_fake
 from vqct_plugin.quantizer import CodebookTransferQuantizer
 
 __all__ = ["LlamaGenQuantizer"]
@@ -30,7 +31,7 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
             raise ValueError("legacy is true; LlamaGen weighs the commitment by beta, expected legacy: false")
         super().__init__(n_e, e_dim, beta, legacy=False, **options)
         # a plain tensor: not in checkpoints, so that they do not depend on when they were written, and in no average
-        self.recent = torch.full((65_536,), -1)
+        self.recent = torch.full((65_536,), -1, device="cpu")
 
     def forward(self, z: Tensor) -> Any:
         z_q, commitment, codebook, more, chosen = self._quantize_map(z)
@@ -48,7 +49,7 @@ class LlamaGenQuantizer(CodebookTransferQuantizer):
     @torch.no_grad()
     def _usage(self, indices: Tensor) -> Any:
         """0-d, on the device: LlamaGen reads it when it prints, and no step waits for it."""
-        if not self.training:
+        if not self.training or is_fake(indices):
             return 0
         recent = self.recent.to(indices.device)
         new = indices.reshape(-1)[-len(recent) :]

@@ -3,7 +3,8 @@
 The patches are in ``vqct_plugin/patches/``, one folder for each host; ``hosts.json`` there says which repository and
 commit each was made from, how to recognize the host, the ``target`` to write where it is not
 ``vqct_plugin.Quantizer``, and which files it changes, with the SHA-256 that each has before and after (its lines ended
-with ``\\n``, so that it is the same in a checkout with Windows' line ends).
+with ``\\n``, so that it is the same in a checkout with Windows' line endings). A host that needs no patch has no
+``files`` there, but the ``option`` of its own in which to write the ``target``.
 """
 
 import difflib
@@ -15,17 +16,11 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vqct_plugin.hosts.forks import Fork, merge, take_back
-from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends
+from vqct_plugin.hosts.git_apply import PatchError, git_apply, with_line_ends, without_files
 
 __all__ = ["patch_host", "list_hosts", "Host", "Patched", "PatchError"]
 
 PATCHES = Path(__file__).parent.parent / "patches"
-_NEEDS_NONE = {
-    "SimVQ": (
-        ("taming/models/vq.py", "quantconfig"),
-        "it needs no patch: write `target: vqct_plugin.hosts.simvq.SimVQQuantizer` in its quantconfig",
-    )
-}
 
 
 class Host(NamedTuple):
@@ -67,7 +62,6 @@ class Patched(NamedTuple):
 
 def list_hosts() -> List[Host]:
     """The hosts that have a patch, by name."""
-    manifest = json.loads((PATCHES / "hosts.json").read_text(encoding="utf-8"))
     return [
         Host(
             name,
@@ -77,15 +71,22 @@ def list_hosts() -> List[Host]:
             {file: (before, after) for file, (before, after) in about["files"].items()},
             about.get("target", "vqct_plugin.Quantizer"),
         )
-        for name, about in sorted(manifest.items(), key=lambda item: item[0].lower())
+        for name, about in sorted(_read_manifest().items(), key=lambda item: item[0].lower())
+        if "files" in about
     ]
+
+
+def _read_manifest() -> Dict[str, Dict[str, Any]]:
+    manifest: Dict[str, Dict[str, Any]] = json.loads((PATCHES / "hosts.json").read_text(encoding="utf-8"))
+    return manifest
 
 
 def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patched:
     """Add ``quantizer_config`` to the host in a folder, or with ``revert`` remove it.
 
     A fork, or another commit, whose files are not the host's is patched where ``git apply`` finds the place, or a
-    three-way merge does with the host's commit in the fork's own history.
+    three-way merge does with the host's commit in the fork's own history. Files that a fork has not are left out, and
+    named in the notes; the one that builds the quantizer has to be there.
 
     Args:
         path: the root of a checkout, or for taming-transformers' wheel the ``site-packages`` (or ``taming``) folder
@@ -94,27 +95,33 @@ def patch_host(path: Any, revert: bool = False, dry_run: bool = False) -> Patche
         dry_run: check everything, change nothing.
 
     Raises:
-        PatchError: the folder is no host that is known, is patched already (or is not, with ``revert``), or has a file
+        PatchError: the folder is not a known host, is patched already (or is not, with ``revert``), or has a file
             in which hunks do not apply: which lines, and where. Nothing was changed.
     """
     host, root = find_host(path)
     states = {file: _state(root / file, hashes) for file, hashes in host.files.items()}
     notes = [] if revert else _find_wheel_before(root)
+    missing = [file for file, state in states.items() if state == "missing"]
+    files = [file for file in host.files if file not in missing]
+    own = without_files(host.patch.read_bytes(), missing)
+    if missing and b"build_quantizer(" in own:  # else what is missing is where the quantizer is built
+        notes = [f"{', '.join(missing)}: not there, and left out", *notes]
+        states = {file: states[file] for file in files}
     if "changed" in states.values() and "missing" not in states.values():
         others = [file for file, state in states.items() if state == "changed"]
-        fork = Fork(host.repository, host.commit, host.patch, root, list(host.files), others)
+        fork = Fork(host.repository, host.commit, host.patch, root, files, others)
         return _patch_fork(host, fork, revert, dry_run, notes)
     _check(host, root, states, revert)
-    diff = with_line_ends(host.patch.read_bytes(), root)
-    result = Patched(host, root, list(host.files), diff.decode("utf-8"), notes)
+    diff = with_line_ends(own, root)
+    result = Patched(host, root, files, diff.decode("utf-8"), notes)
     git_apply(root, diff, ["--check", *["-R"] * revert])
     if dry_run:
         return result
-    with _put_back(root, host.files):
+    with _put_back(root, files):
         git_apply(root, diff, ["-R"] * revert)
-        wrong = [file for file, hashes in host.files.items() if _hash(root / file) != hashes[not revert]]
+        wrong = [file for file in files if _hash(root / file) != host.files[file][not revert]]
         if wrong:
-            raise PatchError(f"git apply left {wrong[0]} in {root} other than expected; every file was put back")
+            raise PatchError(f"after `git apply`, {wrong[0]} in {root} is not as expected; every file was restored")
     return result
 
 
@@ -148,7 +155,7 @@ def _put_back(root: Path, files: Iterable[str]) -> Iterator[None]:
 
 
 def _find_wheel_before(root: Path) -> List[str]:
-    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel goes before it, wherever it lies."""
+    """A checkout's ``taming/`` has no ``__init__.py``: an installed wheel takes precedence, wherever it lies."""
     if not (root / "taming" / "models").is_dir() or (root / "taming" / "__init__.py").exists():
         return []
     folder = _find_installed_taming()
@@ -182,11 +189,12 @@ def find_host(path: Any) -> Tuple[Host, Path]:
         for host in list_hosts():
             if all(_holds(root / file, text) for file, text in host.marks):
                 return host, root
-        for name, (mark, instead) in _NEEDS_NONE.items():
-            if _holds(root / mark[0], mark[1]):
-                raise PatchError(f"{path} is {name}: {instead}")
+        for name, about in _read_manifest().items():
+            if "files" not in about and all(_holds(root / file, text) for file, text in about["marks"]):
+                what = f"write `target: {about['target']}` in its {about['option']}"
+                raise PatchError(f"{path} is {name}: it needs no patch: {what}")
     raise PatchError(
-        f"{path} is no host that has a patch; expected the root of a checkout of {_names()}, or the site-packages "
+        f"{path} is not a host that has a patch; expected the root of a checkout of {_names()}, or the site-packages "
         "folder with the taming-transformers wheel. Without a patch: `model.target: vqct_plugin.VQModel`"
     )
 
@@ -220,7 +228,7 @@ def _check(host: Host, root: Path, states: Dict[str, str], revert: bool) -> None
     listed = "; ".join(f"{file} is {_MEANING[state]}" for file, state in states.items() if state != wanted)
     raise PatchError(
         f"{root} is {host.repository}, but {listed}. Expected every file as in commit {host.commit[:7]}"
-        f"{' with the patch' * revert}: commit or put aside your changes and check that commit out, or apply "
+        f"{' with the patch' * revert}: commit or stash your changes and check out that commit, or apply "
         f"{host.patch} by hand"
     )
 

@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.compat.lightning import ADAPTER_OPTIONS
+from vqct_plugin.compat.taming_stage_2 import adapt_taming_stage_2
 
 __all__ = ["build_quantizer"]
 
@@ -25,7 +26,6 @@ _HOSTS = Path(__file__).parent.parent / "patches" / "hosts.json"
 ADAPTERS: Dict[str, str] = {
     name: entry["target"] for name, entry in json.loads(_HOSTS.read_text(encoding="utf-8")).items() if "target" in entry
 }
-ADAPTERS["SimVQ"] = "vqct_plugin.hosts.simvq.SimVQQuantizer"  # which needs no patch, and so has no entry
 
 Config = Union[Mapping[str, Any], str, "os.PathLike[str]"]
 
@@ -42,7 +42,7 @@ def build_quantizer(config: Config, for_host: Optional[str] = None, **host: Any)
 
     Raises:
         ValueError: no ``target``, a key that is neither, a file without them, a target that is not there or is for
-            another host, or an option that cannot be had here.
+            another host, or an option that is not available here.
         TypeError: the target does not accept an argument; the message suggests close matches.
 
     >>> quantizer = build_quantizer({"target": "vqct_plugin.Quantizer", "params": {"topk": 2}}, n_e=512, e_dim=64)
@@ -67,7 +67,8 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
 
     Args:
         config: as of :func:`build_quantizer`.
-        refused: options of the host's own quantizer that ours cannot obey, by name; each has to be false or None.
+        refused: options of the host's own quantizer that ours cannot obey, by name: each has to be false or None; or
+            pairs of its value and the one that it has to have.
         options: those that it obeys, under the names that it has for them.
 
     Raises:
@@ -75,10 +76,11 @@ def with_host_options(config: Config, refused: Mapping[str, Any], **options: Any
     """
     target, params, where = _parts(config)
     for name, value in refused.items():
-        if value:
+        value, wanted = value if isinstance(value, tuple) else (value or False, False)
+        if value != wanted:
             raise ValueError(
                 f"{name} is {value!r}; it is an option of the host's own quantizer, and {target}, which {where} "
-                f"names, does not accept it: set {name}: false"
+                f"names, does not accept it: set {name}: {str(wanted).lower()}"
             )
     return {"target": target, "params": {**options, **_rename_to_ours(params, where)}}
 
@@ -168,7 +170,7 @@ def _rename_to_ours(params: Mapping[str, Any], where: str) -> Dict[str, Any]:
 
 
 def _check_host(cls: Any, target: str, where: str, host: Optional[str], as_taming: bool) -> None:
-    """Refuse one of our quantizers whose results this host cannot read, before its first step does so darkly."""
+    """Refuse a quantizer whose results this host cannot read, before the first step fails with an unclear error."""
     if not isinstance(cls, type) or not cls.__module__.startswith("vqct_plugin."):
         return
     expected = ADAPTERS.get(host or "", "vqct_plugin.Quantizer")
@@ -185,7 +187,7 @@ def _check_host(cls: Any, target: str, where: str, host: Optional[str], as_tamin
 def _check_arguments(
     cls: Any, target: str, where: str, params: Mapping[str, Any], host: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """What the host gives, without what is off there and unknown here; all else that is unknown is refused."""
+    """What the host gives, without options that are off there and unknown here; any other unknown option is refused."""
     known = _list_arguments(cls)
     if known is None:
         return host
@@ -193,9 +195,9 @@ def _check_arguments(
     for name in params:
         if name in ADAPTER_OPTIONS:  # the model's: no quantizer takes them
             raise ValueError(
-                f"{where} has {name}, which is of the model, not of its quantizer. Beside quantizer_config, "
-                "in model.params, vqct_plugin.training.launcher.run takes it; the host's own launcher has an argument "
-                "of its Trainer instead"
+                f"{where} has {name}, which is an option of the model, not of its quantizer. With "
+                "vqct_plugin.training.launcher.run, write it beside quantizer_config, in model.params; with the host's "
+                "own launcher, give it to the Trainer"
             )
         if name not in known:
             names = [*known, *_SAME]
@@ -246,6 +248,7 @@ def build_beside(quantizer: Any, host: Mapping[str, Any], arguments: Mapping[str
     with torch.random.fork_rng(devices=[]):
         built = quantizer(**arguments)
     start_from(built, theirs)
+    adapt_taming_stage_2()  # a patched host's stage 2 builds its first stage here
     return built
 
 

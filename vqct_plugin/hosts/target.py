@@ -20,6 +20,8 @@ _TELLING = {
     "lr_g_factor": (_LDM, "VQModel"),
     "use_ema": (_LDM, "VQModel"),
 }
+#: arguments of latent-diffusion's Encoder and Decoder, which taming's take for nothing, and without a word
+_OF_LDM_ENCODER = ("attn_type", "use_linear_attn")
 
 
 def is_of_a_model(target: Any, params: Mapping[str, Any]) -> bool:
@@ -58,7 +60,10 @@ def build_model(params: Mapping[str, Any]) -> Any:
 
 def locate_model(params: Mapping[str, Any]) -> Tuple[str, str]:
     """The module and the name of the model that has these params, without importing it."""
-    loss = to_plain(params["lossconfig"])
+    loss, encoder = to_plain(params["lossconfig"]), to_plain(params["ddconfig"])
     if isinstance(loss, Mapping) and str(loss.get("target")).startswith("ldm."):
         return _LDM, "VQModel"
-    return next((where for name, where in _TELLING.items() if name in params), (_TAMING, "VQModel"))
+    told = next((where for name, where in _TELLING.items() if name in params), None)
+    if told is None and isinstance(encoder, Mapping) and any(name in encoder for name in _OF_LDM_ENCODER):
+        return _LDM, "VQModel"
+    return told or (_TAMING, "VQModel")

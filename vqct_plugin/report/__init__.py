@@ -1,1 +1,1 @@
-"""The page of a report, and the comparison of the main job."""
+"""The page of a report, and the comparison of ``vqct-demo``."""

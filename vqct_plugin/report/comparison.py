@@ -1,4 +1,4 @@
-"""The main job of the README: one taming YAML trained stock, with our target, and with it at equal bits, compared."""
+"""The demo (``vqct-demo``): one taming YAML trained stock, with our target, and with it at equal bits, compared."""
 
 import datetime
 import json
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from vqct_plugin.evaluation.figures import RunFigures
 from vqct_plugin.evaluation.rates import label_rate, warn_of_rates
 from vqct_plugin.evaluation.runs import evaluate_runs
-from vqct_plugin.evaluation.tables import format_latex, format_table, make_difference_rows, write_file
+from vqct_plugin.evaluation.tables import format_latex, format_table, join_parts, make_difference_rows, write_file
 from vqct_plugin.report.page import choose_images, make_report
 from vqct_plugin.report.pictures import draw_comparison
 from vqct_plugin.report.words import encode_images
@@ -24,10 +24,11 @@ __all__ = ["compare", "Comparison", "PHOTOGRAPHS"]
 
 _log = logging.getLogger(__name__)
 PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
-"""The config of the main job: a small stock VQGAN on scikit-image's photographs."""
+"""The config of ``vqct-demo``: a small stock VQGAN on scikit-image's photographs."""
 ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
+FINISHED = "table.md"  # there too, once all else is
 OURS = "model.target=vqct_plugin.VQModel"
-#: name -> what is changed in the stock YAML; ``joint`` has one token a position, and so the bits of stock
+#: name -> what is changed in the stock YAML; ``joint`` has one token per position, and so the bits of stock
 MODELS: Mapping[str, Sequence[str]] = {
     "stock": (),
     "VQCT": (OURS,),
@@ -78,7 +79,7 @@ def compare(
         seed: of all.
         tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
-        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token a position, ``joint``.
+        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token per position, ``joint``.
 
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.
@@ -108,7 +109,6 @@ def compare(
     _log.info("\nwriting the report")
     report = folder / "report"
     figures = evaluate_runs(trained, report / "evaluation", names=list(seconds), progress=False)
-    text = _write_table(figures, seconds, folder)
     picture = folder / "comparison.png"
     originals = choose_images(trained[0], 8).images
     reconstructions = {name: encode_images(its.model, originals).reconstructions for name, its in zip(seconds, trained)}
@@ -117,7 +117,9 @@ def compare(
     shown = {titles[name]: found for name, found in reconstructions.items()}
     figure = draw_comparison(originals, shown, {titles[name]: its for name, its in evaluations.items()})
     figure.savefig(picture, dpi=130)
-    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report)
+    # an interrupted comparison may have written its page; the table is the last of all, and says that it is finished
+    page = make_report(trained, figures, choose_images(trained[0], size_shown=size_shown), report, force=True)
+    text = _write_table(figures, seconds, folder)
     return Comparison(folder, evaluations, seconds, text, picture, page)
 
 
@@ -141,7 +143,7 @@ def _find_interrupted(output: Path, arguments: Mapping[str, Any]) -> Optional[Pa
             continue
         if same:
             folder = file.parent
-            if (folder / "table.md").exists() or not list(folder.glob("*/checkpoints/*.ckpt")):
+            if (folder / FINISHED).exists() or not list(folder.glob("*/checkpoints/*.ckpt")):
                 return None
             _log.info("going on with %s, which was interrupted", folder)
             return folder
@@ -172,33 +174,27 @@ def _compute_size(config: Any, tiles: int) -> Optional[int]:
 
 
 def _write_table(figures: Sequence[RunFigures], seconds: Mapping[str, float], folder: Path) -> str:
-    """``table.md``, whose text this returns, and ``table.tex``: the runs, their differences, and unequal rates."""
+    """``table.tex``, then ``table.md``, whose text this returns: the runs, their differences, and unequal rates."""
     rows = [_make_row(its, seconds[its.name]) for its in figures]
     differences = make_difference_rows(figures)
     tables = [rows, differences] if differences else [rows]
     rates = warn_of_rates(figures)
     text = "\n\n".join([*map(format_table, tables), *([rates] if rates else [])])
     latex = [format_latex(rows, [rates] if rates else []), *map(format_latex, tables[1:])]
-    write_file(folder / "table.md", f"{text}\n".encode())
     write_file(folder / "table.tex", "\n\n".join([*latex, ""]).encode())
+    write_file(folder / FINISHED, f"{text}\n".encode())
     return text
 
 
 def _make_row(its: RunFigures, seconds: float) -> Dict[str, str]:
-    in_use = [f"{u.in_use:,} of {u.codes:,}{_name_part(part)}" for part, u in its.usage.items()]
-    perplexity = [f"{u.perplexity:.0f}{_name_part(part)}" for part, u in its.usage.items()]
     return {
         "model": its.name,
         "PSNR": f"{its.mean['psnr']:.2f} dB",
         "SSIM": f"{its.mean['ssim']:.3f}" if "ssim" in its.mean else "-",
-        "codes in use": ", ".join(in_use),
-        "perplexity": ", ".join(perplexity),
-        "tokens an image": f"{its.tokens:,}",
-        "bits an image": f"{its.bits:,.0f}",
+        "codes in use": join_parts(its, lambda u: f"{u.in_use:,} of {u.codes:,}"),
+        "perplexity": join_parts(its, lambda u: f"{u.perplexity:.0f}"),
+        "tokens per image": f"{its.tokens:,}",
+        "bits per image": f"{its.bits:,.0f}",
         "bits by entropy": f"{its.entropy:,.0f}",
         "seconds": f"{seconds:.0f}",
     }
-
-
-def _name_part(part: str) -> str:
-    return "" if part in ("codes", "joint") else f" {part}s"

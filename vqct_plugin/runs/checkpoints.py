@@ -1,11 +1,12 @@
 """Which checkpoint of a run counts: the one of the highest step, whatever it is called."""
 
+import datetime
 import logging
 import re
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Union
+from typing import Dict, List, NamedTuple, Tuple, Union
 
-from vqct_plugin.compat.checkpoints import CheckpointError, read_step
+from vqct_plugin.compat.checkpoints import CheckpointError, read_step, read_step_and_time
 from vqct_plugin.runs.config import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ def find_checkpoint(run: Union[str, Path]) -> Found:
     """The checkpoint of a run: of those in its folder ``checkpoints`` the one of the highest step.
 
     Of several of that step it is ``last.ckpt``, then ``interrupted.ckpt``. The one taken is logged, with a warning
-    where ``last.ckpt`` is an older one.
+    where ``last.ckpt`` is of fewer steps, or ``interrupted.ckpt`` of fewer steps but written later: of a run that was
+    resumed from one of its earlier checkpoints, say.
 
     Args:
         run: a run's folder; or a checkpoint, which is taken as it is.
@@ -41,18 +43,34 @@ def find_checkpoint(run: Union[str, Path]) -> Found:
     files = sorted(folder.glob("*.ckpt"), key=lambda file: (file.name != LAST, file.name != INTERRUPTED, file.name))
     if not files:
         raise ConfigError(f"there is no checkpoint in {folder}; it stopped before its first checkpoint")
-    found = [Found(file, _read_step(file, files)) for file in files]
+    found = [_Dated(file, *_read(file, files)) for file in files]
     best = max(found, key=lambda its: its.step)  # the first of equals
-    if found[0].path.name == LAST and found[0].step < best.step:
-        _log.warning(
-            "the checkpoints in %s disagree: %s is of step %d, %s of step %d; the latter is taken",
-            *(folder, LAST, found[0].step, best.path.name, best.step),
-        )
-    return _say(best)
+    for other in found:
+        if other.step < best.step and (
+            other.path.name == LAST or (other.path.name == INTERRUPTED and other.time > best.time)
+        ):
+            _log.warning(
+                "the checkpoints in %s disagree: %s is of step %d, %s of step %d (they were written on %s and on %s); "
+                "the latter is taken. To take the other, give its path instead of the run's: %s",
+                *(folder, other.path.name, other.step, best.path.name, best.step),
+                *(*map(_format_time, (other.time, best.time)), other.path),
+            )
+    return _say(Found(best.path, best.step))
+
+
+def locate_to_resume(file: Path) -> Path:
+    """What to name to go on from a run's checkpoint: its run, or itself where the run has one of more steps."""
+    try:
+        steps = {other: read_step(other) for other in file.parent.glob("*.ckpt")}
+    except CheckpointError:
+        return file
+    return file.parent.parent if steps[file] == max(steps.values()) else file
 
 
 def find_newest_run(logdir: Union[str, Path]) -> Path:
     """The folder of the run that was started, or resumed, last: by the times in the names of its configs.
+
+    A run without a checkpoint is passed over, with a warning, if an older one has one.
 
     Raises:
         ConfigError: there is no run in this folder.
@@ -65,7 +83,23 @@ def find_newest_run(logdir: Union[str, Path]) -> Path:
             started[run] = max(time.group(), started.get(run, ""))
     if not started:
         raise ConfigError(f"there is no run in {logdir} to resume; give its folder as resume, or another logdir")
-    return max(started, key=lambda run: (started[run], run.name))
+    runs = sorted(started, key=lambda run: (started[run], run.name), reverse=True)
+    resumable = [run for run in runs if any(run.glob("checkpoints/*.ckpt"))]
+    if not resumable:
+        return runs[0]
+    for run in runs[: runs.index(resumable[0])]:
+        _log.warning("passed over %s, which is newer but stopped before its first checkpoint", run)
+    return resumable[0]
+
+
+class _Dated(NamedTuple):
+    path: Path
+    step: int
+    time: float
+
+
+def _format_time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).isoformat(" ", "seconds")
 
 
 def _say(found: Found) -> Found:
@@ -73,9 +107,9 @@ def _say(found: Found) -> Found:
     return found
 
 
-def _read_step(file: Path, others: List[Path]) -> int:
+def _read(file: Path, others: List[Path]) -> Tuple[int, float]:
     try:
-        return read_step(file)
+        return read_step_and_time(file)
     except CheckpointError as error:
         rest = ", ".join(other.name for other in others if other != file)
         instead = f"; remove it, or name one of {rest}" if rest else ""

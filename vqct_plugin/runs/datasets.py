@@ -22,7 +22,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
 class Images(Dataset):
-    """Images of a folder and the folders in it, or those that a text file names, one path a line.
+    """Images of a folder and the folders in it, or those that a text file names, one path per line.
 
     An image is turned as its EXIF data says, scaled so that its shorter side is ``size`` (Lanczos), then cropped to a
     square.
@@ -61,12 +61,12 @@ class Images(Dataset):
                 lines = path.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError:
                 raise DataError(
-                    f"{path} is no text; expected a folder of images, or a list with a path a line"
+                    f"{path} is not a text file; expected a folder of images, or a list with one path per line"
                 ) from None
             folder = path.parent if root is None else Path(root)
             self.paths = [folder / line.strip() for line in lines if line.strip()]
             if not self.paths:
-                raise DataError(f"{path} names no image; expected one path a line")
+                raise DataError(f"{path} names no image; expected one path per line")
         else:
             raise DataError(f"there is no folder or list file {path}")
 

@@ -1,4 +1,4 @@
-"""One image file as RGB: upright, at its own range, over a background; and what is no image, named."""
+"""One image file as RGB: upright, at its own range, over a background; and what is not an image, named."""
 
 from pathlib import Path
 from typing import Any, Callable, List, Union
@@ -9,13 +9,23 @@ from vqct_plugin.runs.config import DataError
 
 BACKGROUND = "white"
 _ORIENTATION = 274  # EXIF's number of it
+#: EXIF's orientation -> PIL's way to turn an image upright
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 def read_image(path: Union[str, Path], background: str = BACKGROUND) -> Any:
     """A file as a PIL image of mode RGB.
 
-    It is turned as its EXIF data says. Grays of 16 bits are read from 0 to 65,535, floats from 0 to 1; what is
-    transparent shows the background.
+    It is turned as its EXIF data says; where these are damaged, it is taken as upright. Grays of 16 bits are read from
+    0 to 65,535, floats from 0 to 1; what is transparent shows the background.
 
     Args:
         path: of the image.
@@ -48,8 +58,6 @@ def _read(path: Union[str, Path], convert: Callable[[Any], Any]) -> Any:
 
 
 def _to_rgb(image: Any, path: Union[str, Path], background: str) -> Any:
-    from PIL import ImageOps
-
     number = _count_images(image)
     if number > 1:
         raise DataError(f"the image {path} is {number} of them, an animation or pages; expected a single one")
@@ -57,13 +65,22 @@ def _to_rgb(image: Any, path: Union[str, Path], background: str) -> Any:
         width, height = image.size
         raise DataError(f"the image {path} is {width} x {height} pixels; expected 2 or more each way")
     image.load()
-    if image.getexif().get(_ORIENTATION, 1) != 1:  # a copy less where there is nothing to turn
-        image = ImageOps.exif_transpose(image)
+    image = _turn_upright(image)
     if image.mode == "F" or image.mode.startswith("I"):
         return _scale(image, path)
     if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
         return _lay_over(image, background)
     return image.convert("RGB")
+
+
+def _turn_upright(image: Any) -> Any:
+    from PIL import Image
+
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # PIL raises of every kind on a damaged header, and the pixels are none the worse for it
+        return image
+    return image if turn is None else image.transpose(getattr(getattr(Image, "Transpose", Image), turn))
 
 
 def check_background(background: str) -> str:

@@ -4,7 +4,7 @@ import io
 import tempfile
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, NamedTuple, Sequence, Union
+from typing import Any, Dict, Iterator, List, Mapping, NamedTuple, Sequence, Union
 
 from omegaconf import OmegaConf
 
@@ -12,7 +12,7 @@ from vqct_plugin.compat.checkpoints import CheckpointError, load_into, read_stat
 from vqct_plugin.runs.build import build_model
 from vqct_plugin.runs.checkpoints import find_checkpoint
 from vqct_plugin.runs.config import ConfigError, load_config, locate_config
-from vqct_plugin.state import prior_in
+from vqct_plugin.state import read_prior
 
 __all__ = ["load_run", "load_first_stage", "Trained"]
 
@@ -58,7 +58,7 @@ def load_first_stage(
 ) -> Trained:
     """The first stage of a run, without its loss, and without what its host prints while it is built.
 
-    Arguments and errors as for :func:`load_run`, and ConfigError where the run is no first stage.
+    Arguments and errors as for :func:`load_run`, and ConfigError where the run is not a first stage.
     """
     checkpoint = find_checkpoint(path).path  # said before, since what is printed from here on is not shown
     with redirect_stdout(io.StringIO()):
@@ -83,29 +83,62 @@ def load_trained(config: Any, checkpoint: Path, source: str = "its config") -> T
     return Trained(model.eval(), config, checkpoint)
 
 
-@contextmanager
-def _priors_of(config: Any, weights: Mapping[str, Any]) -> Iterator[None]:
-    """Within: the config names the priors that the checkpoint holds, not the files they once came from, which may be
-    gone, or others, by now."""
+def build_over_checkpoint(config: Any, checkpoint: Path, options: Dict[str, Any]) -> Any:
+    """The model of a config that resumes from a checkpoint: without its weights, but over the priors that
+    it holds where their files are gone.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        PriorError: it holds a damaged prior.
+    """
+    if not any(_is_gone(_find_prior(params)) for params in _list_stages(config).values()):
+        return build_model(config, options)  # a checkpoint is large, and is read again for its weights
+    with _priors_of(config, read_state_dict(checkpoint), only_missing=True):
+        return build_model(config, options)
+
+
+def _list_stages(config: Any) -> Dict[str, Any]:
+    """The params of a config's model and of its inner models, by the prefix that each has in the model's state."""
     params = config.model.get("params") or OmegaConf.create()
     stages = {"": params}
     for name in ("first_stage", "cond_stage"):
         stage = params.get(f"{name}_config")
         if OmegaConf.is_dict(stage):
             stages[f"{name}_model."] = stage.get("params") or OmegaConf.create()
+    return stages
+
+
+def _find_prior(params: Any) -> Any:
+    """The prior that a model's params name; None where they name none."""
+    inner = params.get("quantizer_config")  # where a patched host has it
+    return ((inner.get("params") or {}) if OmegaConf.is_dict(inner) else params).get("prior")
+
+
+def _is_gone(named: Any) -> bool:
+    return named is not None and named != "default" and not Path(str(named)).exists()
+
+
+@contextmanager
+def _priors_of(config: Any, weights: Mapping[str, Any], only_missing: bool = False) -> Iterator[None]:
+    """Within: the config names the priors that the checkpoint holds, not the files they once came from, which may be
+    gone, or others, by now. With ``only_missing`` files that are still there stay named, and a state that was made from
+    another prior is refused when it is loaded."""
     before = []
     with tempfile.TemporaryDirectory() as folder:
-        for prefix, own in stages.items():
-            prior = prior_in(weights, f"{prefix}quantize.")
+        for prefix, own in _list_stages(config).items():
+            prior = read_prior(weights, f"{prefix}quantize.")
             if prior is None:
                 continue
             place, inner = own, own.get("quantizer_config")  # where a patched host has them
             if OmegaConf.is_dict(inner):
                 inner.setdefault("params", {})
                 place = inner.params
+            named = place.get("prior")
+            if only_missing and not _is_gone(named):
+                continue
             file = Path(folder) / f"{prefix}safetensors"
             prior.save(file)
-            before.append((place, place.get("prior")))
+            before.append((place, named))
             place.prior = str(file)
         try:
             yield

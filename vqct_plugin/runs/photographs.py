@@ -1,4 +1,4 @@
-"""Real photographs that come with a PyPI package, for the main job of the README: scikit-image's color ones."""
+"""Real photographs that come with a PyPI package, for ``vqct-demo``: scikit-image's color ones."""
 
 import random
 from pathlib import Path

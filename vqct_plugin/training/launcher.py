@@ -17,10 +17,12 @@ from omegaconf import OmegaConf
 
 from vqct_plugin.compat.checkpoints import CheckpointError, read_step
 from vqct_plugin.compat.containers import to_plain
+from vqct_plugin.prior import PriorError
 from vqct_plugin.runs.build import build_data, build_model, check_ddconfig
 from vqct_plugin.runs.checkpoints import LAST, find_checkpoint, find_newest_run
 from vqct_plugin.runs.config import ConfigError, DataError, find, load_config, locate_config
 from vqct_plugin.runs.datasets import DataModuleFromConfig
+from vqct_plugin.runs.load import build_over_checkpoint
 from vqct_plugin.training.progress import quiet_lightning
 from vqct_plugin.training.restart import keep_signals
 from vqct_plugin.training.table import MetricsTable
@@ -78,7 +80,7 @@ def run(
         name: of the run; the first file's by default.
         postfix: goes after the name.
         resume: a run's folder, whose checkpoint of the highest step is taken, or a checkpoint in one, to resume; True
-            for the run of ``logdir`` that was started or resumed last.
+            for the run of ``logdir`` that was started or resumed last, of those with a checkpoint.
         logdir: where runs have their folders.
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
@@ -93,7 +95,7 @@ def run(
     with quiet_lightning((trainer or {}).get("enable_model_summary", False)), warnings.catch_warnings():
         _silence()
         plan = _prepare(base, overrides, trainer, gpus, name, postfix, resume, logdir, seed, train)
-        model = _build_quietly(plan.config, plan.options)
+        model = _build_quietly(plan)
         bar = plan.options.get("enable_progress_bar", True)
         callbacks = build_callbacks(plan.lightning, model, plan.folder, bar)
         loggers = build_loggers(plan.lightning, plan.folder)
@@ -142,7 +144,7 @@ def check(
         params = plan.config.model.get("params") or {}
         if "lossconfig" in params:
             params["lossconfig"] = {"target": "torch.nn.Identity"}
-        model = _build_quietly(plan.config, plan.options)
+        model = _build_quietly(plan)
         build_callbacks(plan.lightning, model, plan.folder)
         sets = getattr(plan.data, "datasets", None) or {}
     counts = ", ".join(f"{len(dataset):,} items in data.params.{which}" for which, dataset in sets.items())
@@ -195,11 +197,17 @@ def _prepare(
     return _Plan(folder, checkpoint, now, config, lightning, options, accumulate, data)
 
 
-def _build_quietly(config: Any, options: Dict[str, Any]) -> Any:
-    """The model, without what its host prints while it is built."""
+def _build_quietly(plan: _Plan) -> Any:
+    """The model, without what its host prints while it is built; a resumed one needs no prior file."""
     said = io.StringIO()
     with redirect_stdout(said):
-        model = build_model(config, options)
+        if plan.checkpoint is None:
+            model = build_model(plan.config, plan.options)
+        else:
+            try:
+                model = build_over_checkpoint(plan.config, plan.checkpoint, plan.options)
+            except (CheckpointError, PriorError) as error:
+                raise ConfigError(f"the checkpoint {plan.checkpoint} cannot be resumed: {error}") from error
     _log.debug("%s", said.getvalue())
     return model
 

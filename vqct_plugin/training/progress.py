@@ -25,7 +25,7 @@ class OneLine(ProgressBar):
     between are put above the line.
 
     Args:
-        every_n_steps: where the output is no terminal, a line at every so many steps, and at the last one.
+        every_n_steps: where the output is not a terminal, one line every so many steps, and at the last one.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 
+from vqct_plugin.compat.checkpoints import WRITTEN
 from vqct_plugin.compat.lightning_progress import begin_epoch, get_validated, set_validated, settle
-from vqct_plugin.runs.checkpoints import INTERRUPTED, LAST
+from vqct_plugin.runs.checkpoints import INTERRUPTED, LAST, locate_to_resume
 
 _log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: Dict[str, Any]) -> None:
         checkpoint["vqct_seconds"] = self.seconds_before + time.perf_counter() - self._began
         checkpoint["vqct_validated"] = get_validated(trainer)
+        checkpoint[WRITTEN] = time.time()
         if not self._writing and trainer.global_step > self._written:
             self._due = True
 
@@ -199,8 +201,9 @@ class Checkpoints(Checkpoint):
         if name == LAST:
             self._written = trainer.global_step
         if trainer.is_global_zero and told:
-            more = f"; resume {self.folder.parent} to go on" if name == INTERRUPTED else ""
-            _log.info("wrote %s after %d steps%s", self.folder / name, trainer.global_step, more)
+            file = self.folder / name
+            more = f"; resume {locate_to_resume(file)} to go on" if name == INTERRUPTED else ""
+            _log.info("wrote %s after %d steps%s", file, trainer.global_step, more)
 
 
 def _move(state: Dict[str, Any], folder: str) -> None:
