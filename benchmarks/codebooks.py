@@ -15,13 +15,15 @@ sources are in benchmarks/codebooks_contestants.py.
 
 Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
 EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs),
-training seconds. The ceiling is the same model without quantization.
+training seconds. Of words: the share of the ten nearest words whose codes are among the ten nearest codes, and how well a
+linear classifier tells the photographs of clothes apart by counts of codes alone. The ceiling is the same model without quantization.
 
 Every finished run is a line of --output; the same command goes on where it was stopped. The folder --data holds
 photographs/ and bsds500/, see benchmarks/README.md.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import math
@@ -38,9 +40,10 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from codebooks_contestants import CONTESTANTS, Settings, parameters_of
+from codebooks_contestants import CONTESTANTS, Settings, parameters_of, words_and_codes
 from codebooks_data import Crops, Features, cut_tiles, frechet_distance, split_of, to_tensor
 from codebooks_tables import report
+from codebooks_words import NEAREST, classify_clothing, kept_neighbors
 from torch import Tensor
 
 RATES = {"10": (1024,), "14": (16384,), "18": (399, 625)}
@@ -60,6 +63,7 @@ class Job(NamedTuple):
     side: int
     data: str
     tiles: int
+    words: bool
 
     @property
     def key(self) -> str:
@@ -142,8 +146,22 @@ def run(job: Job) -> Dict[str, Any]:
     result = {**job._asdict(), "key": job.key, "seconds": seconds, "loss": float(total.detach())}
     result["data"] = data.name
     for split in ("validation", "test") if job.final else ("validation",):
-        result[split] = judge(model, quantizer, job, data, split, with_features=job.final)
+        result[split] = judge(model, quantizer, job, data, split, with_features=split == "test")
+    if job.final and job.words and job.name != CEILING:
+        result["words"] = judge_words(model, quantizer, job, data)
     return result
+
+
+def judge_words(model: Autoencoder, quantizer: nn.Module, job: Job, data: Path) -> Dict[str, float]:
+    """What the codes of an image say about it, and, where they are words', whether neighbors stayed neighbors."""
+    figures = classify_clothing(model, quantizer, job.sizes, data)
+    if CONTESTANTS[job.name].of_words:
+        kept, chance = [], []
+        for vectors, codes in words_and_codes(quantizer):
+            found = kept_neighbors(vectors, codes, min(NEAREST, len(codes) - 1))
+            kept.append(found[0]), chance.append(found[1])
+        figures.update(kept_neighbors=sum(kept) / len(kept), kept_by_chance=sum(chance) / len(chance))
+    return figures
 
 
 def annealed(progress: float) -> float:
@@ -161,10 +179,10 @@ def judge(
     from vqct_plugin.evaluation.images import measure
 
     device = next(model.parameters()).device
-    tiles = cut_tiles(split_of(data, split), 2 * job.side, job.tiles)
+    tiles, originals = prepare(data, split, 2 * job.side, job.tiles, with_features)
     features = Features() if with_features else None
     of_images: Dict[str, List[float]] = {"psnr": [], "ssim": []}
-    of_originals, of_results, chosen = [], [], []
+    of_results, chosen = [], []
     for part in tiles.split(64):
         x = to_tensor(part).to(device)
         z_q, _, indices = quantizer(model.encoder(x))
@@ -172,17 +190,24 @@ def judge(
         for name, values in measure(x.cpu(), y.cpu()).items():
             of_images.setdefault(name, []).extend(values)
         if features is not None:
-            of_originals.append(features(x.cpu()))
             of_results.append(features(y.cpu()))
         if indices is not None:
             chosen.append(indices.reshape(-1, indices.shape[-1]).cpu())
     figures: Dict[str, Any] = {name: sum(values) / len(values) for name, values in of_images.items()}
     figures["tiles"] = len(tiles)
-    if features is not None:
-        figures["frechet"] = frechet_distance(torch.cat(of_originals), torch.cat(of_results))
+    if originals is not None:
+        figures["frechet"] = frechet_distance(originals, torch.cat(of_results))
     if chosen:
         figures.update(count_use(torch.cat(chosen), job.sizes))
     return figures
+
+
+@functools.lru_cache(maxsize=4)
+def prepare(data: Path, split: str, side: int, most: int, with_features: bool) -> Tuple[Tensor, Optional[Tensor]]:
+    """The tiles of a split, and their features: the same for all runs of a process."""
+    tiles = cut_tiles(split_of(data, split), side, most)
+    features = Features() if with_features else None
+    return tiles, torch.cat([features(to_tensor(part)) for part in tiles.split(64)]) if features else None
 
 
 def count_use(indices: Tensor, sizes: Sequence[int]) -> Dict[str, Any]:
@@ -240,7 +265,7 @@ def make_job(name: str, settings: Settings, rate: str, seed: int, final: bool, o
     sizes = () if name == CEILING else sizes_of(rate)
     return Job(
         name, dict(settings), sizes, seed, final, options.steps, options.batch, options.side, str(options.data),
-        options.tiles,
+        options.tiles, options.words,
     )  # fmt: skip
 
 
@@ -298,8 +323,9 @@ def parse_options(arguments: Optional[Sequence[str]] = None) -> argparse.Namespa
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=48, help="of the crops to train on; tiles are twice as wide")
-    parser.add_argument("--tiles", type=int, default=4, help="of a photograph, at most")
+    parser.add_argument("--tiles", type=int, default=2, help="of a photograph, at most")
     parser.add_argument("--no-grid", dest="grid", action="store_false", help="recommended settings alone")
+    parser.add_argument("--no-words", dest="words", action="store_false", help="without the figures about meaning")
     parser.add_argument("--quick", action="store_true", help="one rate, one seed, few steps, no grid")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="processes of one thread each")
     parser.add_argument("--report", type=Path, help="only write tables and pictures of what is done, into this folder")
@@ -307,7 +333,7 @@ def parse_options(arguments: Optional[Sequence[str]] = None) -> argparse.Namespa
     options.only = options.only or names
     options.rates = options.rates or (["10"] if options.quick else [*RATES])
     if options.quick:
-        options.steps, options.seeds, options.grid, options.tiles = 150, [0], False, 1
+        options.steps, options.seeds, options.grid, options.tiles, options.words = 150, [0], False, 1, False
     return options
 
 

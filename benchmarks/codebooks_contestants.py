@@ -183,6 +183,13 @@ def changed(prior: CodebookPrior, how: str, seed: int) -> CodebookPrior:
     )  # fmt: skip
 
 
+def words_and_codes(quantizer: nn.Module) -> List[Tuple[Tensor, Tensor]]:
+    """For each part: the words' vectors (n, C), as the language model has them, and their codes (n, D)."""
+    own = quantizer.quantizer
+    vectors, codes = torch.tensor(own.prior.vectors.astype(np.float32)), own.embedding.weight.detach().cpu()
+    return [(vectors[s.first : s.last], codes[s.first : s.last]) for s in own.slices]
+
+
 # How each is made.
 
 

@@ -1,5 +1,6 @@
 """Photographs for benchmarks/codebooks.py: crops to train on, tiles to judge by, and features of the tiles."""
 
+import functools
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Sequence
 
@@ -113,7 +114,9 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     return float(((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * root)
 
 
+@functools.lru_cache(maxsize=3)
 def split_of(data: Path, split: str) -> List[np.ndarray]:
+    """The photographs of a split, (H, W, 3) uint8 each; read once in a process."""
     return [read(file) for file in list_photographs(data, split)]
 
 
