@@ -15,8 +15,9 @@ sources are in benchmarks/codebooks_contestants.py.
 
 Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
 EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs),
-training seconds. Of words: the share of the ten nearest words whose codes are among the ten nearest codes, and how well a
-linear classifier tells the photographs of clothes apart by counts of codes alone. The ceiling is the same model without quantization.
+training seconds. Of words: the share of the ten nearest words whose codes are among the ten nearest codes, and how well
+a linear classifier tells photographs of clothes apart by the counts of their codes alone. The ceiling is the same model
+without quantization.
 
 Every finished run is a line of --output; the same command goes on where it was stopped. The folder --data holds
 photographs/ and bsds500/, see benchmarks/README.md.
