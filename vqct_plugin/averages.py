@@ -21,6 +21,8 @@ from vqct_plugin.fused import list_shares
 from vqct_plugin.prior import CodebookPrior
 from vqct_plugin.slices import Slice
 
+__all__ = ["AveragesTransfer"]
+
 _TINY = 1e-12
 _REPEATED = (
     "gradient checkpointing computes a forward pass of the quantizer again after another one has moved its averages; "

@@ -149,7 +149,8 @@ def test_the_files_over_a_base_say_what_they_mean(tree, monkeypatch):
     assert quantizer().tokens_per_position == quantizer("topk_2").tokens_per_position == 3
     assert quantizer("topk_1").tokens_per_position == 2
     assert quantizer("without_part_of_speech").tokens_per_position == 1
-    kinds = {name: type(quantizer(name).transfer).__name__ for name in ("mlp", "no_transfer", "no_prior")}
+    kinds = {name: type(quantizer(name).transfer).__name__ for name in ("mlp", "no_transfer", "no_prior", "averages")}
+    assert kinds.pop("averages") == "AveragesTransfer"
     assert kinds == {"mlp": "MLPTransfer", "no_transfer": "LinearTransfer", "no_prior": "TableTransfer"}
     assert len(quantizer("glove").words) == 40
     assert type(quantizer("stock_vqgan")).__module__ == "taming.modules.vqvae.quantize"
