@@ -9,7 +9,7 @@ A position of the map costs the sum over the parts of log2 of their numbers of c
 14 bits one of 16,384, 18 bits two of 399 and 625 (17.9 bits); ``--rates`` also takes sizes, ``128+128`` or ``4096``.
 
 First each contestant tries its own small grid, one setting changed at a time from what its authors recommend, with one
-seed, and takes what is best on the validation photographs; then all are trained with three seeds, and the test
+seed, at the first rate of one part and the first of two, and takes what is best on the validation photographs; then all are trained with three seeds, and the test
 photographs are looked at once, at the end of those runs. ``--no-grid`` leaves the first part out. Settings, grids and
 sources are in benchmarks/codebooks_contestants.py.
 
@@ -238,16 +238,23 @@ def sizes_of(rate: str) -> Tuple[int, ...]:
 
 
 def list_grid(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Iterator[Job]:
-    for rate in options.rates:
+    for rate in dict.fromkeys(rate_of_grid(rate, options) for rate in options.rates):
         for name in options.only:
             for settings in ({}, *CONTESTANTS[name].grid) if name in CONTESTANTS else ():
                 yield make_job(name, settings, rate, options.seeds[0], False, options)
+
+
+def rate_of_grid(rate: str, options: argparse.Namespace) -> str:
+    """Where the settings for a rate are chosen: at the first rate with as many parts, as the best ones differ between
+    one part and two far more than between sizes."""
+    return next(other for other in options.rates if len(sizes_of(other)) == len(sizes_of(rate)))
 
 
 def choose(name: str, rate: str, options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Settings:
     """The setting of the grid that is best on the validation photographs; the recommended one where there is none."""
     if not options.grid or name not in CONTESTANTS:
         return {}
+    rate = rate_of_grid(rate, options)
     tried = [make_job(name, s, rate, options.seeds[0], False, options) for s in ({}, *CONTESTANTS[name].grid)]
     found = [(done[job.key]["validation"]["psnr"], -i) for i, job in enumerate(tried) if job.key in done]
     return tried[-max(found)[1]].settings if found else {}

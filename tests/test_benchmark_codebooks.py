@@ -171,6 +171,9 @@ def test_the_setting_is_chosen_on_validation_and_each_is_tried(photographs, tmp_
     assert not any(job.final for job in jobs)  # the test photographs are not looked at
     done = {job.key: _row(job, psnr=20.0 + (i == 2)) for i, job in enumerate(jobs)}
     assert benchmark.choose("EMA", "16", options, done) == contestants.CONTESTANTS["EMA"].grid[1]
+    both = parse(photographs, tmp_path, "--only", "EMA", "--rates", "16", "32", "6+10")
+    assert {job.sizes for job in benchmark.list_grid(both, {})} == {(16,), (6, 10)}  # the larger takes the smaller's
+    assert benchmark.choose("EMA", "32", both, done) == contestants.CONTESTANTS["EMA"].grid[1]
     level = {job.key: _row(job, psnr=20.0) for job in jobs}
     assert benchmark.choose("EMA", "16", options, level) == {}  # a tie stays with the authors
     assert {job.seed for job in benchmark.list_final(options, done)} == {0, 1, 2}
