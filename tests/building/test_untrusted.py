@@ -158,5 +158,5 @@ def test_the_largest_file_that_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(imported, "LARGEST", path.stat().st_size)
     assert len(import_prior(path)) == 4
     monkeypatch.setattr(imported, "LARGEST", path.stat().st_size - 1)
-    with pytest.raises(BuildError, match="is refused: it has .* bytes, and at most"):
+    with pytest.raises(BuildError, match=r"is refused: it has .* bytes, and at most"):
         import_prior(path)

@@ -69,8 +69,10 @@ def import_prior(
             raise BuildError(f"{printable(path)} is not a file; expected the authors' pickle")
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(LARGEST + 1) if size <= LARGEST else b""
-        size = max(size, len(data))  # it may grow, or not say its size
+            data = file.read(size + 1) if size <= LARGEST else b""
+            if len(data) > size:  # it grows, or does not say its size
+                data += file.read(LARGEST)
+        size = max(size, len(data))
         if size > LARGEST:
             raise BuildError(
                 f"{printable(path)} is refused: it has {size:,} bytes, and at most {LARGEST:,} are read. Expected the "
