@@ -16,7 +16,7 @@ from vqct_plugin._files import printable
 from vqct_plugin.building import formats
 from vqct_plugin.building.documents import read_document
 from vqct_plugin.building.formats import FORMATS, BuildError, Caption, Damage, Mended, recognize_format
-from vqct_plugin.building.heads import IDENTIFIED, LOOKED_AT, Head, find_flaw, find_repeats, make_head
+from vqct_plugin.building.heads import FEWEST, IDENTIFIED, LOOKED_AT, Head, find_flaw, find_repeats, make_head
 from vqct_plugin.building.languages import LanguageCheck
 from vqct_plugin.building.opening import Ahead, DamagedFileError, Watched, is_tar, unpack
 from vqct_plugin.building.places import (
@@ -97,6 +97,7 @@ class Captions:
     def _look(self) -> None:
         """Refuse what is none of captions, by the beginnings of all files; pass over what plainly is none."""
         heads = []
+        remain = 0
         for piece in self._pieces:
             with self._open(piece) as (stream, _, head), self._explain(piece), self._seekable(piece, head) as archive:
                 for part in self._parts(archive or stream, head, piece):
@@ -108,14 +109,16 @@ class Captions:
                     what = self._judge(name, part, items)
                     if what:
                         self._pass_over(name, what)
-                    else:
+                        continue
+                    remain += 1
+                    if len(items) >= FEWEST:  # or a million small files of an archive would take memory
                         heads.append(make_head(name or piece.name, items, part.ids or (), part.packed, part.size))
         repeated = set()
         for i, j in find_repeats(heads):
             repeated.add(i)
             self._pass_over(heads[i].name, f"the captions of {printable(heads[j].name)} again")
         self.heads = [head for i, head in enumerate(heads) if i not in repeated]
-        if self.passed_over and not self.heads:
+        if self.passed_over and not remain:
             raise BuildError(f"captions in {self.shown_name}: none in it, but {describe_passed_over(self.passed_over)}")
         if self.passed_over:
             _log.info("captions in %s: passed over %s", self.shown_name, describe_passed_over(self.passed_over))

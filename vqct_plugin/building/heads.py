@@ -18,7 +18,8 @@ _ABOUT = re.compile(
     r"citation|cite|citing|dataset|data ?sets?|corpus|annotations?|captions?|readme)\b"
 )
 _SHARE_ABOUT, _LINES_ABOUT = 0.25, 3  # lines that speak of files, addresses and data
-_FEWEST = 10  # captions that make two files the same; a few are soon alike
+#: captions that make two files the same; a few are soon alike
+FEWEST = 10
 _SAME = 0.8  # of the captions of two files, that are in both
 _REWRITTEN = re.compile(r"(?i)lemma|stem|token(iz|is)ed")  # the captions as someone's tool left them
 
@@ -90,7 +91,7 @@ def find_repeats(heads: Sequence[Head]) -> Iterator[Tuple[int, int]]:
     for i in order:
         keys = heads[i].keys
         other = _commonest(owner[key] for key in keys if key in owner)
-        if other is not None and len(keys) >= _FEWEST:
+        if other is not None and len(keys) >= FEWEST:
             both = len(keys & heads[other].keys)
             if both >= _SAME * max(len(keys), len(heads[other].keys)):
                 repeated.add(i)
@@ -100,7 +101,7 @@ def find_repeats(heads: Sequence[Head]) -> Iterator[Tuple[int, int]]:
             owner.setdefault(key, i)
     for i in by_ids if identified else []:
         ids = heads[i].ids
-        if i in repeated or len(ids) < _FEWEST:
+        if i in repeated or len(ids) < FEWEST:
             continue
         other = _commonest(owner_of_id[key] for key in ids if key in owner_of_id)
         if other is not None and len(ids & heads[other].ids) >= _SAME * len(ids):
