@@ -202,20 +202,34 @@ def test_a_pooling_that_cannot_be_told_is_refused(on_the_hub, caplog):
     assert not caplog.messages
 
 
-def test_the_hubs_own_answer_tells_what_is_absent(on_the_hub, monkeypatch):
+def test_the_hubs_own_answer_tells_what_is_absent_and_it_is_asked_once(on_the_hub, monkeypatch):
     import huggingface_hub
-    from huggingface_hub.utils import EntryNotFoundError
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    from transformers.utils import hub
 
     def answer(error):
+        asked = []
+
         def download(*_, **__):
+            asked.append(1)
             raise error
 
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-        return LanguageModel("someone/bge").lacks("1_Pooling/config.json")
+        model = LanguageModel("someone/bge")
+        with monkeypatch.context() as patch:
+            for module in (hub, huggingface_hub):
+                patch.setattr(module, "hf_hub_download", download)
+            told = [(model.file("1_Pooling/config.json"), model.lacks("1_Pooling/config.json")) for _ in range(2)]
+        assert told[0] == told[1]
+        assert told[0][0] is None
+        assert len(asked) == 1
+        return told[0][1]
 
     assert answer(EntryNotFoundError("404"))
+    assert not answer(LocalEntryNotFoundError("not in the cache"))
     assert not answer(ConnectionError("no route"))
     assert not answer(PermissionError("the cache is another's"))
+    assert not answer(OSError(30, "the cache is read only"))
+    assert not answer(ValueError("no such name"))
 
 
 def test_the_pooling_of_a_folder_that_does_not_say_it_is_a_guess_and_said_to_be(tiny_bert, tmp_path, caplog):

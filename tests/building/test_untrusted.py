@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.building.test_imported import authors, pickled
-from vqct_plugin.building import untrusted
+from vqct_plugin.building import imported, untrusted
 from vqct_plugin.building.formats import BuildError
 from vqct_plugin.building.imported import import_prior
 
@@ -135,3 +135,28 @@ def test_what_is_no_file_is_not_read(tmp_path):
         import_prior("/dev/zero")
     with pytest.raises(BuildError, match="is a folder; name a file in it"):
         import_prior(pickled(tmp_path, authors()), tmp_path, force=True)
+
+
+def test_a_file_beyond_any_prior_is_refused_unread(tmp_path, monkeypatch, capsys):
+    """100 GB without a block on the disk; reading a part of it would take memory."""
+    from vqct_plugin.commands.import_prior import main
+
+    monkeypatch.chdir(tmp_path)
+    with open("x.pth", "wb") as file:
+        file.truncate(100 << 30)
+    begun = time.monotonic()
+    assert main(["x.pth"]) == 1
+    assert time.monotonic() - begun < 5
+    told = capsys.readouterr().err
+    sentence = "vqct-import-prior: x.pth is refused: it has 107,374,182,400 bytes, and at most 1,073,741,824 are read. "
+    assert told.startswith(sentence)
+    assert told.count("\n") == 1
+
+
+def test_the_largest_file_that_is_read(tmp_path, monkeypatch):
+    path = pickled(tmp_path, authors())
+    monkeypatch.setattr(imported, "LARGEST", path.stat().st_size)
+    assert len(import_prior(path)) == 4
+    monkeypatch.setattr(imported, "LARGEST", path.stat().st_size - 1)
+    with pytest.raises(BuildError, match=r"is refused: it has .* bytes, and at most"):
+        import_prior(path)

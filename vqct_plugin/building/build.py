@@ -74,8 +74,10 @@ def build_prior(
 ) -> BuildReport:
     """Build a prior by the recipe of Zhang et al., CVPR 2024, and write it whole or not at all.
 
-    Captions have to be in English: so are the tagger, the lemmatizer and WordNet. The same inputs give the same bytes,
-    with any number of workers.
+    Captions have to be in English: so are the tagger, the lemmatizer and WordNet. This is assumed, and recorded so; the
+    languages that are recognized are refused, and captions with few English function words warned of.
+
+    The same inputs give the same bytes, with any number of workers.
 
     Args:
         plm: the language model, a local folder or a name on the hub.
@@ -199,6 +201,7 @@ def build_prior(
         kept = kept.without(dropped)
         provenance: Dict[str, Any] = {
             "captions": [corpus.describe() for corpus in corpora],
+            "language": "English (assumed)" if captions is not None else "English (WordNet)",
             "tagger": describe_tagger(),
             "words": words,
             "min_count": min_count if min_count >= 0 else None,

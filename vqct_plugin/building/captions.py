@@ -4,32 +4,49 @@ What cannot be read is counted and the first of it is kept to be shown; a corpus
 """
 
 import hashlib
-import io
 import itertools
+import logging
 import os
-import re
-import sys
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union, cast
+from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Union, cast
 
 from vqct_plugin._files import printable
 from vqct_plugin.building import formats
 from vqct_plugin.building.documents import read_document
-from vqct_plugin.building.formats import FORMATS, BuildError, Damage, Mended, recognize_format
-from vqct_plugin.building.opening import PACKED, TAR, Ahead, DamagedFileError, Watched, is_tar, unpack
+from vqct_plugin.building.formats import FORMATS, BuildError, Caption, Damage, Mended, recognize_format
+from vqct_plugin.building.heads import FEWEST, IDENTIFIED, LOOKED_AT, Head, find_flaw, find_repeats, make_head
+from vqct_plugin.building.languages import LanguageCheck
+from vqct_plugin.building.opening import Ahead, DamagedFileError, Watched, is_tar, unpack
+from vqct_plugin.building.places import (
+    EXTENSIONS,
+    STANDARD_INPUT,
+    PathLike,
+    Piece,
+    describe_passed_over,
+    find_pieces,
+    is_beside_captions,
+    is_wanted,
+    not_again,
+    tell_by_name,
+)
 
-STANDARD_INPUT = "-"
-_EXTENSIONS = (".txt", ".token", ".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")  # and these compressed
 _SHOWN = 3  # damaged lines kept to be shown
-_LOOKED_AT = 100  # captions or damaged lines of each file, before the long work
-#: what lies beside captions_*.json in COCO's folder of annotations
-_NOT_CAPTIONS = re.compile(r"(instances|person_keypoints|image_info|stuff|panoptic)_.*\.json")
+_log = logging.getLogger(__name__)
 
 READERS = {**formats.READERS, "coco": read_document}
 
-PathLike = Union[str, "os.PathLike[str]"]
+
+class _Part(NamedTuple):
+    """A file of captions, or one in an archive, being read."""
+
+    member: str  # its name in the archive, empty for a file by itself
+    size: Optional[int]
+    items: Iterator[Caption]
+    form: str
+    packed: bool
+    ids: Optional[Set[int]]  # of the images, as they are read, where the format has them; only while looking
 
 
 class Captions:
@@ -39,8 +56,11 @@ class Captions:
     ``files`` and ``sha256`` describe what was read. Gzip, bzip2, xz, zstd, UTF-16 and tar are recognized by their first
     bytes. In a folder every caption file below it is read (``.txt .token .json .jsonl .ndjson .csv .tsv .parquet``,
     each also with ``.gz .bz2 .xz .zst``, and ``.tar``), in the order of their names, links to folders followed; other
-    files are counted in ``ignored``, among them what COCO's ``annotations/`` has beside its captions. The beginning
-    of every file is read when the corpus is opened, so a wrong one is refused before the long work.
+    files are counted in ``ignored``. The beginning of every file, of those in an archive too, is read when the corpus
+    is opened: one that is none of captions, or of another language, is refused before the long work. Among other files
+    are passed over, named in ``passed_over``: lists of images, of numbers, and a ``readme.txt``; what COCO's
+    ``annotations/`` has beside its captions; and a file with the same captions as another. Standard input is looked at
+    as it comes.
 
     Args:
         path: a path, ``"-"`` for standard input, or an address such as ``s3://bucket/captions.txt``.
@@ -49,36 +69,90 @@ class Captions:
             TSV and Parquet; a number, from 1, for CSV and TSV without a header.
 
     Raises:
-        BuildError: nothing is there, the format is unknown or not what it is said to be, there is no caption, or there
-            are more damaged lines than captions.
+        BuildError: nothing is there, the format is unknown or not what it is said to be, there is no caption, there are
+            more damaged lines than captions, or they are in another language.
     """
 
     def __init__(self, path: PathLike, caption_format: str = "auto", field: str = "caption") -> None:
         if caption_format not in FORMATS:
             raise BuildError(f"caption format {caption_format!r} is not known; expected one of {', '.join(FORMATS)}")
         self._forced, self._field = caption_format, field
-        self.name, self._pieces, self.ignored = _pieces(path)
+        found = find_pieces(path)
+        self.name, self._pieces, self.passed_over = found.name, found.pieces, dict(found.passed_over)
+        self.ignored = found.others + len(self.passed_over)
         self._one = len(self._pieces) == 1 and not self._pieces[0].below
+        self._formats: Dict[str, None] = {}  # in the order they were met
+        self._packed = False  # the file being read
+        self._is_looking = True  # and not yet reading
+        self._start_over()
+        self._language = LanguageCheck(self.shown_name)
+        self.heads: List[Head] = []  # of the files that are read, for open_captions
+        if self.name != STANDARD_INPUT:
+            self._look()
         sizes = [piece.size for piece in self._pieces]
         self.size: Optional[int] = None if None in sizes else sum(cast(List[int], sizes))  # bytes
-        self._formats: Dict[str, None] = {}  # in the order they were met
-        self._form, self._packed = caption_format, False  # of the file being read
-        self._start_over()
-        if self.name != STANDARD_INPUT:
-            for piece in self._pieces:
-                self._look_at(piece)
         self._formats.clear()
+        self._is_looking = False
 
-    def _look_at(self, piece: "_Piece") -> None:
-        """Refuse a file that is none of captions."""
-        with self._open(piece) as (stream, _, head):
-            items = list(itertools.islice(self._items(self._reader(stream, head, piece), piece), _LOOKED_AT))
-        if len(items) > 1 and all(isinstance(item, Damage) for item in items):
-            first = f"{piece.below or piece.name}: no caption in its first {len(items)} lines or records"
+    def _look(self) -> None:
+        """Refuse what is none of captions, by the beginnings of all files; pass over what plainly is none."""
+        heads = []
+        remain = 0
+        for piece in self._pieces:
+            with self._open(piece) as (stream, _, head), self._explain(piece), self._seekable(piece, head) as archive:
+                for part in self._parts(archive or stream, head, piece):
+                    items = list(itertools.islice(part.items, LOOKED_AT))
+                    if part.form == "flickr":
+                        for _ in itertools.islice(part.items, IDENTIFIED):  # for the ids alone
+                            pass
+                    name = _join(piece.below, part.member)
+                    what = self._judge(name, part, items)
+                    if what:
+                        self._pass_over(name, what)
+                        continue
+                    remain += 1
+                    if len(items) >= FEWEST:  # or a million small files of an archive would take memory
+                        heads.append(make_head(name or piece.name, items, part.ids or (), part.packed, part.size))
+        repeated = set()
+        for i, j in find_repeats(heads):
+            repeated.add(i)
+            self._pass_over(heads[i].name, f"the captions of {printable(heads[j].name)} again")
+        self.heads = [head for i, head in enumerate(heads) if i not in repeated]
+        if self.passed_over and not remain:
+            raise BuildError(f"captions in {self.shown_name}: none in it, but {describe_passed_over(self.passed_over)}")
+        if self.passed_over:
+            _log.info("captions in %s: passed over %s", self.shown_name, describe_passed_over(self.passed_over))
+        self._pieces = [piece for piece in self._pieces if piece.below not in self.passed_over]
+        self._language.report()
+
+    @contextmanager
+    def _seekable(self, piece: Piece, head: bytes) -> Iterator[Optional[BinaryIO]]:
+        """An archive that is not compressed, opened once more: its files need not be read to their ends."""
+        if not is_tar(head) or self._packed:
+            yield None
+            return
+        with piece.open() as stream:
+            yield stream if stream.seekable() else None
+
+    def _pass_over(self, name: str, what: str) -> None:
+        self.passed_over[name] = what
+        self.ignored += 1
+
+    def _judge(self, name: str, part: _Part, items: List[Caption]) -> str:
+        """What a file holds that is to be passed over; refuses one that is none of captions; else nothing."""
+        flaw = find_flaw(items, part.form, is_sure=self._forced != "auto")
+        before = f"{printable(part.member)}: " if part.member else ""
+        if flaw is not None:
+            if name and (flaw.is_plain or (not flaw.what and is_beside_captions(name))):
+                return flaw.what or "no captions"
+            what = f"no captions but {flaw.what}" if flaw.what else "no caption"
             raise BuildError(
-                f"captions in {printable(first)}, read as {self._form}: {printable(items[0])}. Is it a file of "
-                "captions? If so, name the field or column (caption_field) or the format (caption_format)"
+                f"{before}{what} in its first {len(items)} lines or records, read as {part.form}: "
+                f"{printable(items[0], 200)}. Is it a file of captions? If so, name the field or column "
+                "(caption_field) or the format (caption_format)"
             )
+        self._language.judge(name, before, [str(item) for item in items if not isinstance(item, Damage)])
+        return ""
 
     def _start_over(self) -> None:
         self.captions = self.damaged = self.mended = self.files = self.bytes_read = 0
@@ -95,29 +169,41 @@ class Captions:
         digests = []
         for piece in self._pieces:
             before = self.bytes_read
-            with self._open(piece) as (stream, watched, head):
-                where = f"{piece.below}, " if piece.below else ""
-                for item in self._items(self._reader(stream, head, piece), piece):
-                    self.bytes_read = before + watched.seen
-                    if isinstance(item, Damage):
-                        self.damaged += 1
-                        if len(self.first_damaged) < _SHOWN:
-                            self.first_damaged.append(printable(f"{where}{item}", 1000))
+            with self._open(piece) as (stream, watched, head), self._explain(piece):
+                for part in self._parts(stream, head, piece):
+                    name, items = _join(piece.below, part.member), part.items
+                    if self.name == STANDARD_INPUT:
+                        first = list(itertools.islice(items, LOOKED_AT))
+                        what = self._judge(name, part, first)
+                        if what:
+                            self._pass_over(name, what)
+                        items = itertools.chain(first, items)
+                    if name in self.passed_over:
                         continue
-                    self.captions += 1
-                    self.mended += isinstance(item, Mended)
-                    yield str(item)
+                    for item in items:
+                        self.bytes_read = before + watched.seen
+                        if isinstance(item, Damage):
+                            self.damaged += 1
+                            if len(self.first_damaged) < _SHOWN:
+                                self.first_damaged.append(printable(f"{name}, {item}" if name else item, 1000))
+                            continue
+                        self.captions += 1
+                        self.mended += isinstance(item, Mended)
+                        yield str(item)
                 watched.drain()
             self.bytes_read = before + watched.seen
             self.files += 1
             digests.append((piece.below, watched.digest.hexdigest()))
+        if self.name == STANDARD_INPUT:
+            self._language.report()
         self._check_whole()
         self.sha256 = digests[0][1] if self._one else _digest("".join(f"{n}\0{d}\n" for n, d in digests).encode())
 
-    def _items(self, items: Iterator[Union[str, Damage]], piece: "_Piece") -> Iterator[Union[str, Damage]]:
+    @contextmanager
+    def _explain(self, piece: Piece) -> Iterator[None]:
         shown = f"{self.shown_name}/{printable(piece.below)}" if piece.below else self.shown_name
         try:
-            yield from items
+            yield
         except BuildError as error:
             raise BuildError(f"captions in {shown}: {error}") from error
         except DamagedFileError as error:
@@ -137,7 +223,7 @@ class Captions:
             raise BuildError(f"{self.shown_name}: no caption in it, read as {self.format}")
 
     @contextmanager
-    def _open(self, piece: "_Piece") -> Iterator[Any]:
+    def _open(self, piece: Piece) -> Iterator[Any]:
         try:
             raw = piece.open()
         except Exception as error:  # a file system of fsspec fails in its own ways
@@ -152,41 +238,53 @@ class Captions:
                 raise BuildError(f"captions in {printable(piece.name)} cannot be read: {error}") from error
             yield stream, watched, head
 
-    def _reader(self, stream: BinaryIO, head: bytes, piece: "_Piece") -> Iterator[Union[str, Damage]]:
-        if is_tar(head):
-            return self._read_tar(stream)
-        form = recognize_format(head, piece.name, self._field) if self._forced == "auto" else self._forced
-        self._form = form
-        self._formats[form] = None
-        if form == "parquet":  # read from its end, so it is opened again; the first stream is for the digest
-            if self.name == STANDARD_INPUT or self._packed or piece.open is _not_again:
-                raise BuildError(
-                    "Parquet is read from its end: it has to be a file, and not compressed or in an archive"
-                )
-            return _reopen(piece, form, self._field)
-        return READERS[form](stream, self._field)
-
-    def _read_tar(self, stream: BinaryIO) -> Iterator[Union[str, Damage]]:
-        """The captions of an archive's files, those that would be read of a folder, in the archive's order."""
+    def _parts(self, stream: BinaryIO, head: bytes, piece: Piece, above: str = "") -> Iterator[_Part]:
+        """The file, or each of an archive's that would be read of a folder, in the archive's order."""
+        if not is_tar(head):
+            yield self._reader(stream, head, piece, above)
+            return
         found = 0
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as archive:
+            with tarfile.open(fileobj=stream, mode="r:" if stream.seekable() else "r|") as archive:
                 for member in archive:
-                    file = archive.extractfile(member) if member.isfile() and _is_wanted(member.name) else None
+                    file = archive.extractfile(member) if member.isfile() and is_wanted(member.name) else None
                     if file is None:
                         continue
                     found += 1
+                    name = _join(above, member.name)
+                    what = tell_by_name(name)
+                    if what:
+                        if _join(piece.below, name) not in self.passed_over:
+                            self._pass_over(_join(piece.below, name), what)
+                        continue
                     try:
-                        inner, head, self._packed = unpack(Ahead(file))
+                        inner, its_head, self._packed = unpack(Ahead(file))
                     except (BuildError, DamagedFileError) as error:
-                        raise BuildError(f"{printable(member.name)}: {error}") from error
-                    piece = _Piece(Path(member.name).name, member.name, None, _not_again)
-                    for item in self._reader(inner, head, piece):
-                        yield item._replace(where=f"{member.name}, {item.where}") if isinstance(item, Damage) else item
+                        raise BuildError(f"{printable(name)}: {error}") from error
+                    inside = Piece(Path(name).name, piece.below, member.size, not_again)
+                    yield from self._parts(inner, its_head, inside, name)
         except tarfile.TarError as error:
             raise DamagedFileError(f"damaged tar: {error}") from error
         if not found:
-            raise BuildError(f"no file in the archive ends in {' '.join(_EXTENSIONS)}")
+            raise BuildError(f"no file in the archive ends in {' '.join(EXTENSIONS)}")
+
+    def _reader(self, stream: BinaryIO, head: bytes, piece: Piece, member: str) -> _Part:
+        form = recognize_format(head, piece.name, self._field) if self._forced == "auto" else self._forced
+        self._formats[form] = None
+        ids: Optional[Set[int]] = set() if self._is_looking else None
+        if form == "parquet":  # read from its end, so it is opened again; the first stream is for the digest
+            if self.name == STANDARD_INPUT or self._packed or piece.open is not_again:
+                raise BuildError(
+                    "Parquet is read from its end: it has to be a file, and not compressed or in an archive"
+                )
+            items = _reopen(piece, form, self._field)
+        elif form == "flickr":
+            items = formats.read_flickr(stream, ids=ids)
+        else:
+            items = READERS[form](stream, self._field)
+        if member:
+            items = _name_member(items, member)
+        return _Part(member, piece.size, items, form, self._packed, ids)
 
     @property
     def shown_name(self) -> str:
@@ -207,6 +305,8 @@ class Captions:
         }
         if not self._one:
             record["files"] = self.files
+        if self.passed_over:
+            record["passed_over"] = len(self.passed_over)
         return record
 
     def summary(self) -> List[str]:
@@ -214,7 +314,11 @@ class Captions:
         files = "" if self._one else f" in {self.files:,} files"
         lines = [f"{self.shown_name}: {self.captions:,} captions{files} ({self.format})"]
         if self.ignored:
-            lines.append(f"  {self.ignored:,} other files in the folder ignored")
+            named = describe_passed_over(
+                self.passed_over, ", among them " if self.ignored > len(self.passed_over) else ": "
+            )
+            where = "archive" if self._one else "folder"
+            lines.append(f"  {self.ignored:,} other files in the {where} ignored{named}")
         if self.mended:
             lines.append(f"  {self.mended:,} lines with a space for the tab, read as meant")
         if self.damaged:
@@ -231,136 +335,33 @@ def open_captions(paths: Sequence[PathLike], caption_format: str = "auto", field
         raise BuildError("no captions given; name at least one file or folder")
     if [str(path) for path in paths].count(STANDARD_INPUT) > 1:
         raise BuildError("standard input (-) can be read only once")
-    return [Captions(path, caption_format, field) for path in paths]
-
-
-class _Piece(NamedTuple):
-    """One file of a corpus."""
-
-    name: str
-    below: str  # its name inside the folder that was given, empty for a file given by itself
-    size: Optional[int]  # bytes, if known
-    open: Callable[[], BinaryIO]
-
-
-def _pieces(path: PathLike) -> Tuple[str, List[_Piece], int]:
-    """The corpus's name, its files, and how many files beside them are none of captions."""
-    if str(path) == STANDARD_INPUT:
-        return STANDARD_INPUT, [_Piece(STANDARD_INPUT, "", None, lambda: _without_close(sys.stdin.buffer))], 0
-    if "://" in str(path):
-        return _pieces_of_address(str(path))
-    if not str(path).strip():  # or the folder that one happens to be in would be read
-        raise BuildError("captions are an empty name; expected a file or folder")
-    place = Path(path)
-    try:
-        if place.is_file():
-            return place.name, [_Piece(place.name, "", place.stat().st_size, lambda: place.open("rb"))], 0
-        if not place.is_dir():
-            raise BuildError(f"captions in {printable(place)}: it does not exist")
-        files = _files_below(place)
-    except OSError as error:
-        raise BuildError(f"captions in {printable(place)} cannot be read: {error}") from error
-    return _of_folder(
-        place.resolve().name,
-        files,
-        lambda below: _Piece(
-            Path(below).name, below, (place / below).stat().st_size, lambda: (place / below).open("rb")
-        ),
-    )
-
-
-def _pieces_of_address(address: str) -> Tuple[str, List[_Piece], int]:
-    try:
-        import fsspec
-    except ImportError as error:
-        raise BuildError(f"{error}; captions at an address need it: pip install 'vqct-plugin[dask]'") from error
-    try:
-        system, place = fsspec.core.url_to_fs(address)
-        name = place.rstrip("/").rsplit("/", 1)[-1]
-        if system.isfile(place):
-            return name, [_Piece(name, "", system.size(place), lambda: system.open(place, "rb"))], 0
-        if not system.isdir(place):
-            raise BuildError(f"captions in {address}: it does not exist")
-        files = sorted(file[len(place.rstrip("/")) + 1 :] for file in system.find(place))
-    except BuildError:
-        raise
-    except Exception as error:  # each file system fails in its own ways
-        raise BuildError(f"captions in {address} cannot be read: {type(error).__name__}: {error}") from error
-
-    def piece(below: str) -> _Piece:
-        whole = f"{place.rstrip('/')}/{below}"
-        return _Piece(below.rsplit("/", 1)[-1], below, system.size(whole), lambda: system.open(whole, "rb"))
-
-    return _of_folder(name, files, piece)
-
-
-def _files_below(folder: Path) -> List[str]:
-    """The names of the files below a folder, in order; links to folders are followed, and no folder is read twice."""
-    found: List[str] = []
-    seen = {os.path.realpath(str(folder))}
-    for place, folders, files in os.walk(str(folder), followlinks=True):
-        beside = Path(place)
-        kept = []
-        for name in sorted(folders):
-            real = os.path.realpath(str(beside / name))
-            if real not in seen:
-                seen.add(real)
-                kept.append(name)
-        folders[:] = kept
-        found += [(beside / name).relative_to(folder).as_posix() for name in files if (beside / name).is_file()]
-    return sorted(found)
-
-
-def _is_wanted(name: str) -> bool:
-    """Whether a file of this name, below a folder, is one of captions."""
-    if any(part.startswith(".") and part != "." for part in name.split("/")):
-        return False
-    name = name.lower()
-    if name.endswith(TAR):
-        return True
-    packing = next((ending for ending in PACKED if name.endswith(ending)), "")
-    return name[: len(name) - len(packing)].endswith((*_EXTENSIONS, ".tar"))
-
-
-def _of_folder(name: str, files: List[str], piece: Callable[[str], _Piece]) -> Tuple[str, List[_Piece], int]:
-    files = [file for file in files if not any(part.startswith(".") for part in file.split("/"))]
-    wanted = [file for file in files if _is_wanted(file)]
-    if any(re.match(r"captions_.*\.json", file.rsplit("/", 1)[-1]) for file in wanted):
-        wanted = [file for file in wanted if not _NOT_CAPTIONS.fullmatch(file.rsplit("/", 1)[-1])]
-    if not wanted:
-        raise BuildError(
-            f"captions in the folder {printable(name)}: none of its {len(files):,} files ends in "
-            f"{' '.join(_EXTENSIONS)} (or one of these and {' '.join(PACKED)}, or .tar)"
+    corpora = [Captions(path, caption_format, field) for path in paths]
+    heads = [(corpus, head) for corpus in corpora for head in corpus.heads]
+    for i, j in find_repeats([head for _, head in heads]):
+        a, b = (
+            corpus.shown_name if head.name == corpus.name else f"{corpus.shown_name}/{printable(head.name)}"
+            for corpus, head in (heads[j], heads[i])
         )
-    return name, [piece(file) for file in wanted], len(files) - len(wanted)
+        raise BuildError(f"captions in {a} and {b} are the same, and each would be counted twice; name one of them")
+    for corpus in corpora:
+        corpus.heads.clear()
+    return corpora
 
 
-def _not_again() -> BinaryIO:
-    raise AssertionError("a file in an archive is read once")
+def _name_member(items: Iterator[Caption], member: str) -> Iterator[Caption]:
+    try:
+        yield from items
+    except BuildError as error:
+        raise BuildError(f"{printable(member)}: {error}") from error
 
 
-def _reopen(piece: _Piece, form: str, field: str) -> Iterator[Union[str, Damage]]:
+def _join(above: str, name: str) -> str:
+    return f"{above}/{name}" if above and name else above or name
+
+
+def _reopen(piece: Piece, form: str, field: str) -> Iterator[Caption]:
     with piece.open() as stream:
         yield from READERS[form](stream, field)
-
-
-class _Unclosed(io.RawIOBase):
-    """A stream that a ``with`` block does not close."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        piece = self._stream.read(len(buffer))
-        buffer[: len(piece)] = piece
-        return len(piece)
-
-
-def _without_close(stream: BinaryIO) -> BinaryIO:
-    return cast(BinaryIO, io.BufferedReader(_Unclosed(stream)))
 
 
 def _digest(data: bytes) -> str:

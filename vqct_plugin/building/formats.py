@@ -8,7 +8,7 @@ import csv
 import itertools
 import json
 import re
-from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Union
+from typing import Any, BinaryIO, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Union
 
 __all__ = ["BuildError"]
 
@@ -106,9 +106,11 @@ def read_text(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
         yield from _parse_line(number, line, lambda text: text)
 
 
-def read_flickr(stream: BinaryIO, field: str = "") -> Iterator[Caption]:
-    """``image.jpg#k<TAB>caption`` a line."""
+def read_flickr(stream: BinaryIO, field: str = "", ids: Optional[Set[int]] = None) -> Iterator[Caption]:
+    """``image.jpg#k<TAB>caption`` a line; hashes of what stands before the captions are put into ``ids``."""
     for number, line in enumerate(_lines(stream), 1):
+        if ids is not None:
+            ids.add(hash(line.partition(b"\t")[0]))
         yield from _parse_line(number, line, _strip_image)
 
 

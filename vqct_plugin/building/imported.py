@@ -14,6 +14,7 @@ gives each code one of weight 1 (``add_remaining_self_loops``, edges without wei
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -31,6 +32,8 @@ __all__ = ["import_prior"]
 
 #: the model of the authors' file
 CLIP = "openai/clip-vit-base-patch32"
+#: bytes of a pickle that is read: 262,144 words with vectors of 1,024 float32
+LARGEST = 1 << 30
 
 
 def import_prior(
@@ -46,7 +49,7 @@ def import_prior(
     The codes are the words that have a vector. Edges with a word that is not a code are left out, as the authors'
     quantizer leaves them out; repeated edges add up. The pickle is read by an unpickler that makes tensors and plain
     values and refuses everything else, so it can run no code; and in a process of its own, limited to 512 MB + 24 x
-    file size, and 10 s + 1 s per 2 MB. (Windows and macOS limit the time only.)
+    file size, and 10 s + 1 s per 2 MB. (Windows and macOS limit the time only.) A file of more than 1 GB is not read.
 
     Args:
         pickle_file: for instance ``big_nlp_word_knowledge_clip.pkl``.
@@ -64,7 +67,17 @@ def import_prior(
     try:
         if path.exists() and not path.is_file():  # a device may have no end
             raise BuildError(f"{printable(path)} is not a file; expected the authors' pickle")
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size + 1) if size <= LARGEST else b""
+            if len(data) > size:  # it grows, or does not say its size
+                data += file.read(LARGEST)
+        size = max(size, len(data))
+        if size > LARGEST:
+            raise BuildError(
+                f"{printable(path)} is refused: it has {size:,} bytes, and at most {LARGEST:,} are read. Expected the "
+                "authors' pickle, which has a few thousand bytes for each word"
+            )
         if output is not None:  # before the reading, which may take a minute
             find_target(Path(output))
     except NotAFileError as error:

@@ -3,9 +3,9 @@
 import json
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class LanguageModel:
         self._options = {} if revision is None else {"revision": revision}
         self.name = name or (Path(plm).resolve().name if self.is_folder else plm)
         self._model: Any = None
+        self._found: Dict[str, Tuple[Optional[Path], bool]] = {}  # by name, what came of asking for a file
         import transformers  # seconds of import: only once something is to be loaded
 
         with self._explain_errors():
@@ -64,39 +65,37 @@ class LanguageModel:
 
     def file(self, name: str) -> Optional[Path]:
         """A file beside the model's own, or None where there is none, or where it cannot be told."""
-        from transformers.utils import cached_file
-
-        try:
-            found = cached_file(
-                self._plm,
-                name,
-                **self._options,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        except (OSError, ValueError):
-            return None
-        return None if found is None else Path(found)
+        return self._find(name)[0]
 
     def lacks(self, name: str) -> bool:
         """Whether it is known that there is no such file: the folder is here, or the hub says so or once said so."""
+        return self._find(name)[1]
+
+    def _find(self, name: str) -> Tuple[Optional[Path], bool]:
+        """The file, and whether it is known to be absent; the hub is asked once."""
+        if name not in self._found:
+            self._found[name] = self._ask(name)
+        return self._found[name]
+
+    def _ask(self, name: str) -> Tuple[Optional[Path], bool]:
         if self.is_folder:
-            return not (Path(self._plm) / name).is_file()
+            path = Path(self._plm) / name
+            return (path, False) if path.is_file() else (None, True)
         import huggingface_hub
-        from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+        from transformers.utils import cached_file
 
         try:
+            found = cached_file(self._plm, name, **self._options, _raise_exceptions_for_connection_errors=False)
+        except Exception as error:  # each release and each failure in its own way
+            if _says_absent(error):
+                return None, True
+            found = None
+        if found is not None:
+            return Path(found), False
+        with suppress(Exception):
             cached = huggingface_hub.try_to_load_from_cache(self._plm, name, revision=self.revision)
-            if cached is huggingface_hub._CACHED_NO_EXIST:
-                return True
-            huggingface_hub.hf_hub_download(self._plm, name, revision=self.revision)
-        except LocalEntryNotFoundError:  # not in the cache, and the hub was not asked
-            return False
-        except EntryNotFoundError:
-            return True
-        except Exception:  # no connection, no permission: each in its own way
-            return False
-        return False
+            return None, cached is huggingface_hub._CACHED_NO_EXIST
+        return None, False
 
     def read_table(self) -> Any:
         """The input embeddings (pieces, dim), a tensor; of a model in safetensors nothing else is read."""
@@ -187,6 +186,16 @@ class LanguageModel:
                 break
         words = [word for word in words if len(word) > 1 and word.isalpha() and word == word.lower()]
         return [word for word, pieces in zip(words, self.pieces(words)) if len(pieces) == 1 and self.is_known(pieces)]
+
+
+def _says_absent(error: Exception) -> bool:
+    """Whether transformers' ``cached_file`` failed because the hub, asked, has no such file."""
+    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+
+    cause = error.__cause__
+    if cause is None:  # its own sentence; an error of the system has a number, and others are of a class of their own
+        return type(error) is OSError and error.errno is None
+    return isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError)
 
 
 def _takes_no_text(config: Any) -> bool:

@@ -47,6 +47,8 @@ class BuildReport:
 
     def __str__(self) -> str:
         lines = [line for corpus in self.corpora for line in corpus.summary()]
+        if "language" in self.prior.provenance:
+            lines.append(f"language: {self.prior.provenance['language']}")
         lines.append(f"counted: {self.counted.describe()}")
         lines += describe_prior(self.prior)
         if self.unknown:
