@@ -10,8 +10,8 @@ A position of the map costs the sum over the parts of log2 of their numbers of c
 
 First each contestant tries its own small grid, one setting changed at a time from what its authors recommend, with one
 seed, at the first rate of one part and the first of two, and takes what is best on the validation photographs; then all
-are trained with three seeds, and the test photographs are looked at once, at the end of those runs. ``--no-grid`` leaves
-the first part out. Settings, grids and sources are in benchmarks/codebooks_contestants.py.
+are trained with three seeds, and the test photographs are looked at once, at the end of those runs. ``--no-grid``
+leaves the first part out. Settings, grids and sources are in benchmarks/codebooks_contestants.py.
 
 Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
 EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs),
