@@ -78,7 +78,7 @@ def fit(found: Dict[str, Tuple[np.ndarray, List[str]]]) -> Dict[str, float]:
 
     best: Optional[Tuple[float, Any]] = None
     for penalty in (0.001, 0.003, 0.01, 0.03, 0.1):
-        classifier = LogisticRegression(C=penalty, max_iter=300).fit(*found["train"])
+        classifier = LogisticRegression(C=penalty, max_iter=1000).fit(*found["train"])
         score = classifier.score(*found["validation"])
         if best is None or score > best[0]:
             best = score, classifier
