@@ -67,6 +67,9 @@ def _summarize(runs: Sequence[Row]) -> Row:
             figures["dead"] = _mean_and_half_width([float(sum(sizes) - sum(its["in_use"])) for its in found])
             for i, n in enumerate(sizes):
                 figures[f"perplexity of {n}"] = _mean_and_half_width([its["perplexity"][i] for its in found])
+        of_words = [run["words"] for run in runs if split == "test" and "words" in run]
+        for name in of_words[0] if of_words else ():
+            figures[name] = _mean_and_half_width([its[name] for its in of_words])
         summary[split] = figures
     return summary
 
@@ -107,11 +110,18 @@ def _describe_rate(sizes: Sequence[int], groups: Sequence[Row]) -> str:
             row["bits by entropy"] = f"{figures['bits'][0]:.2f}"
             if len(sizes) > 1:
                 row["of the pairs"] = f"{figures['joint_bits'][0]:.2f}"
+        if any("accuracy" in g[split] for g in groups):
+            row["clothes told"] = _show_share(figures.get("accuracy"))
+            row["neighbors kept"] = _show_share(figures.get("kept_neighbors"))
         row["s"] = f"{its['seconds']:.0f}"
         row["settings chosen"] = ", ".join(f"{k} {v}" for k, v in its["settings"].items()) or "recommended"
         rows.append(row)
     seeds = ", ".join(sorted({f"{its['seeds']} seed{'s' if its['seeds'] > 1 else ''}" for its in groups}))
-    return f"**{title}**; {split} photographs, {groups[0]['steps']:,} steps, {seeds}\n\n{format_table(rows)}"
+    text = f"**{title}**; {split} photographs, {groups[0]['steps']:,} steps, {seeds}\n\n{format_table(rows)}"
+    for name, what in (("chance", "clothes told by chance"), ("kept_by_chance", "neighbors kept by chance")):
+        found = [g[split][name][0] for g in groups if name in g[split]]
+        text += f"\n\n{what}: {found[0]:.1%}" if found else ""
+    return text
 
 
 def _show(figure: Optional[Tuple[float, Optional[float]]], digits: int) -> str:
@@ -119,6 +129,10 @@ def _show(figure: Optional[Tuple[float, Optional[float]]], digits: int) -> str:
         return "-"
     mean, half = figure
     return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
+
+
+def _show_share(figure: Optional[Tuple[float, Optional[float]]]) -> str:
+    return "-" if figure is None else f"{figure[0]:.1%}" + ("" if figure[1] is None else f" ± {figure[1]:.1%}")
 
 
 def _write_csv(groups: Sequence[Row], file: Path) -> None:

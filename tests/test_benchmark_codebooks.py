@@ -201,7 +201,10 @@ def test_a_run_and_the_tables_of_it(photographs, tmp_path):
     assert rows[0]["test"]["tiles"] == 24
     assert "frechet" in rows[0]["test"]
     assert "frechet" not in rows[0]["validation"]
+    rows[0]["words"], rows[1]["words"] = ({"accuracy": a, "chance": 0.2} for a in (0.5, 0.4))
     text = tables.report(rows, tmp_path / "out")
+    assert "45.0% ± 63.5%" in text
+    assert "clothes told by chance: 20.0%" in text
     assert f"{math.log2(6) + math.log2(10):.1f} bits and 2 tokens a position" in text
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [
         "codebooks.csv", "codebooks.json", "codebooks.md", "codebooks_rates.png", "codebooks_use.png",
