@@ -289,6 +289,13 @@ def read_lines(file: Path) -> Dict[str, Dict[str, Any]]:
     return done
 
 
+def add_line(file: Path, line: str) -> None:
+    """Add a line; on one of its own where a process was killed while it wrote the last."""
+    cut = file.exists() and file.stat().st_size and file.read_bytes()[-1:] != b"\n"
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(("\n" if cut else "") + line + "\n")
+
+
 def work(jobs: Sequence[Job], options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> None:
     """Run what is not done yet, in --workers processes, and keep each line as it comes."""
     jobs = _not_done(jobs, done)
@@ -299,8 +306,7 @@ def work(jobs: Sequence[Job], options: argparse.Namespace, done: Dict[str, Dict[
     with multiprocessing.get_context("spawn").Pool(min(options.workers, len(jobs)), _begin_worker) as pool:
         for i, row in enumerate(pool.imap_unordered(run, jobs), 1):
             done[row["key"]] = row
-            with options.output.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+            add_line(options.output, json.dumps(row))
             what = ", ".join(f"{k} {v}" for k, v in row["settings"].items())
             taken = time.perf_counter() - begin
             print(

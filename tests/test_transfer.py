@@ -147,7 +147,7 @@ def test_a_table_is_learned_and_knows_no_words(prior):
     assert [name for name, _ in table.named_buffers()] == []
 
 
-@pytest.mark.parametrize("name", TRANSFERS)
+@pytest.mark.parametrize("name", [name for name in TRANSFERS if name != "averages"])  # which has none
 def test_every_parameter_is_trained_and_all_else_is_constant(prior, name):
     transfer = build_transfer(name, prior, 6)
     (transfer(dropout=True) ** 2).sum().backward()
