@@ -149,7 +149,7 @@ def run(job: Job) -> Dict[str, Any]:
     for split in ("validation", "test") if job.final else ("validation",):
         result[split] = judge(model, quantizer, job, data, split, with_features=split == "test")
     if job.final and job.words and job.name != CEILING:
-        result["words"] = judge_words(model, quantizer, job, data)
+        result["meaning"] = judge_words(model, quantizer, job, data)
     return result
 
 

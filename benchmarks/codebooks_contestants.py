@@ -272,7 +272,9 @@ CONTESTANTS: Dict[str, Contestant] = {
         make_simvq, {"rotation_trick": False}, "Zhu et al. 2024", [*_RATES, {"rotation_trick": True}]
     ),
     "DiVeQ": Contestant(
-        make_learned, {"directional_reparam": True, "commitment_weight": 0.0, "threshold_ema_dead_code": 2}, "vector-quantize-pytorch's README",
+        make_learned,
+        {"directional_reparam": True, "commitment_weight": 0.0, "threshold_ema_dead_code": 2},  # it has to be above 0
+        "vector-quantize-pytorch's README",
         [*_RATES, {"directional_reparam_variance": 1e-3}],
     ),
     "Wasserstein": Contestant(

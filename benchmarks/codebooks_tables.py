@@ -67,7 +67,7 @@ def _summarize(runs: Sequence[Row]) -> Row:
             figures["dead"] = _mean_and_half_width([float(sum(sizes) - sum(its["in_use"])) for its in found])
             for i, n in enumerate(sizes):
                 figures[f"perplexity of {n}"] = _mean_and_half_width([its["perplexity"][i] for its in found])
-        of_words = [run["words"] for run in runs if split == "test" and "words" in run]
+        of_words = [run["meaning"] for run in runs if split == "test" and "meaning" in run]
         for name in of_words[0] if of_words else ():
             figures[name] = _mean_and_half_width([its[name] for its in of_words])
         summary[split] = figures

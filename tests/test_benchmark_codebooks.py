@@ -200,7 +200,7 @@ def test_a_run_and_the_tables_of_it(photographs, tmp_path):
     assert rows[0]["test"]["tiles"] == 24
     assert "frechet" in rows[0]["test"]
     assert "frechet" not in rows[0]["validation"]
-    rows[0]["words"], rows[1]["words"] = ({"accuracy": a, "chance": 0.2} for a in (0.5, 0.4))
+    rows[0]["meaning"], rows[1]["meaning"] = ({"accuracy": a, "chance": 0.2} for a in (0.5, 0.4))
     text = tables.report(rows, tmp_path / "out")
     assert "45.0% ± 63.5%" in text
     assert "clothes told by chance: 20.0%" in text
