@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 
+import numpy as np
 import pytest
 
 from tests.building.test_captions import in_format, written
@@ -164,6 +165,9 @@ def test_a_folder_of_side_files_alone_is_refused_and_says_what_they_are(tmp_path
         ["दो युवा पुरुष बाहर हैं", "एक छोटी लड़की"],
         ["a license plate", "a caption under a picture", *CAPTIONS],  # words of a readme, in a few captions
         ["see http://a.b/c.jpg", "a dog"],
+        ["A red car with a license plate ."] * 3 + ["A car ."] * 2,
+        ["Sunset over sea", "Copyright John", "www.john.com", "license: see there"],
+        ["a meme of a dog with the caption runs"] * 20,
     ],
 )
 def test_captions_are_captions(lines):
@@ -174,26 +178,73 @@ def test_prose_can_be_said_to_be_captions(tmp_path):
     assert len(list(Captions(written(tmp_path, README, "a.txt"), "text"))) == 7
 
 
+@pytest.mark.parametrize("name", ["a.lemma.txt", "lemmatized.txt", "a_stemmed.txt", "x-tokenized.txt"])
+def test_captions_that_a_tool_rewrote_count_once_in_a_folder(tmp_path, name):
+    files = {name: flickr(map(lemmas, CAPTIONS[::-1]), IMAGES[::-1]), "token.txt": TOKEN}
+    corpus = Captions(folder_of(tmp_path, files))
+    assert corpus.passed_over == {name: "the captions of token.txt again"}
+    assert list(corpus) == CAPTIONS
+
+
 @pytest.mark.parametrize(
-    ("one", "other", "stays"),
+    ("one", "other"),
     [
-        (("a.txt", "\n".join(CAPTIONS)), ("b.txt", "\n".join(CAPTIONS)), "a.txt"),
-        (("a.csv", in_format("csv", CAPTIONS).decode()), ("b.txt", "\n".join(map(str.upper, CAPTIONS))), "a.csv"),
-        (("train.txt", flickr(CAPTIONS[:12])), ("z.txt", TOKEN), "z.txt"),  # a part beside the whole
-        (("a.lemma.txt", flickr(map(lemmas, CAPTIONS[::-1]), IMAGES[::-1])), ("token.txt", TOKEN), "token.txt"),
+        (("a.txt", "\n".join(CAPTIONS)), ("b.txt", "\n".join(CAPTIONS))),
+        (("a.csv", in_format("csv", CAPTIONS).decode()), ("b.txt", "\n".join(map(str.upper, CAPTIONS)))),
+        (("system.txt", "\n".join(CAPTIONS * 50)), ("sample.txt", "\n".join(CAPTIONS))),  # the whole and its beginning
     ],
 )
-def test_the_same_captions_count_once_in_a_folder_and_are_refused_by_two_names(tmp_path, one, other, stays):
+def test_files_that_begin_alike_are_warned_of_and_all_counted(tmp_path, caplog, one, other):
     folder = folder_of(tmp_path, dict([one, other]))
-    corpus = Captions(folder)
-    gone = next(name for name in (one[0], other[0]) if name != stays)
-    assert corpus.passed_over == {gone: f"the captions of {stays} again"}
-    assert len(list(corpus)) == len(CAPTIONS)
-    for paths in ([folder / one[0], folder / other[0]], [folder, folder / gone]):
-        with pytest.raises(
-            BuildError, match=r"captions in .*(txt|csv) and .*(txt|csv) are the same, and each would be"
-        ):
-            open_captions(paths)
+    both = sum(len(list(Captions(folder / name))) for name, _ in (one, other))
+    for paths in ([folder], [folder / one[0], folder / other[0]]):
+        caplog.clear()
+        assert sum(len(list(corpus)) for corpus in open_captions(paths)) == both
+        (message,) = caplog.messages
+        assert re.search(r"captions in \S*(txt|csv) and \S*(txt|csv) begin alike", message)
+
+
+def test_captions_of_few_words_and_of_the_same_images_are_not_taken_for_the_same(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    kinds = [f"a photo of a {name}" for name in ("cat", "dog", "bird", "ship", "frog", "deer", "car", "horse")]
+    shuffled = ("\n".join(rng.choice(kinds, 300)) for _ in range(2))
+    others = [f"There is an animal of kind {number} in a field" for number in range(18)]
+    corpora = [
+        folder_of(tmp_path / "1", dict(zip(("train.txt", "val.txt"), shuffled))),
+        folder_of(tmp_path / "2", {"human.token.txt": TOKEN, "model.token.txt": flickr(others)}),
+    ]
+    assert [len(list(open_captions([path])[0])) for path in corpora] == [600, 36]
+    assert not caplog.messages
+
+
+def test_files_of_classes_are_not_taken_for_what_lies_beside_data(tmp_path):
+    names = ["license_plate", "notice_board", "copying machine", "manifest_1", "sha256_0001"]
+    corpus = Captions(folder_of(tmp_path, {f"{name}.txt": "\n".join(CAPTIONS) for name in names}))
+    assert len(list(corpus)) == len(names) * len(CAPTIONS)
+
+
+def test_a_member_that_is_twice_in_an_archive_is_read(tmp_path):
+    path = tar_of(tmp_path, {"a.txt": "\n".join(CAPTIONS)})
+    with tarfile.open(str(path), "a") as archive:
+        member = tarfile.TarInfo("text/a.txt")
+        member.size = len("\n".join(CAPTIONS))
+        archive.addfile(member, io.BytesIO("\n".join(CAPTIONS).encode()))
+    assert set(open_captions([path])[0]) == set(CAPTIONS)
+
+
+def test_odd_lines_before_the_captions_do_not_decide(tmp_path):
+    odd = [*map(str, range(120)), *(f"{number}.jpg" for number in range(110))]
+    corpus = Captions(folder_of(tmp_path, {"a.txt": "\n".join([*odd, *CAPTIONS * 100]), "b.txt": "\n".join(CAPTIONS)}))
+    assert not corpus.passed_over
+    assert set(CAPTIONS) < set(corpus)
+
+
+def test_who_names_one_file_and_its_format_is_believed(tmp_path):
+    lines = [f"color=red object=cube{number}" for number in range(60)]
+    path = written(tmp_path, "\n".join(lines))
+    with pytest.raises(BuildError, match="names and numbers"):
+        Captions(path)
+    assert list(Captions(path, "text")) == lines
 
 
 def test_files_that_are_alike_in_part_are_all_counted(tmp_path):

@@ -201,3 +201,36 @@ def test_english_is_said_where_it_is_assumed(tmp_path, tiny_bert):
     report = build_prior(tiny_bert, [path], min_count=0)
     assert report.prior.provenance["language"] == "English (assumed)"
     assert "\nlanguage: English (assumed)\n" in str(report)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [
+            "man in blue shirt",
+            "boy in pool",
+            "dog jumping over fence",
+            "white van in street",
+            "clock is green in color",
+        ],
+        ["no parking sign", "do not enter sign", "man as clown", "woman under tree"],
+    ],
+)
+def test_short_english_is_english(lines):
+    assert find_foreign(lines * 30) is None
+
+
+def test_one_foreign_caption_among_files_of_one_is_no_other_language(tmp_path):
+    for number in range(60):
+        text = "A dog stands on the grass and a cat sits in front of the house ."
+        if number == 30:
+            text = "Ein Hund steht auf der Wiese und eine Katze sitzt vor dem Haus . " * 9
+        (tmp_path / f"{number:03}.txt").write_text(text)
+    assert len(list(Captions(tmp_path))) == 60
+
+
+def test_small_files_of_another_language_are_refused_together(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number:03}.txt").write_text("Ein Hund steht auf der Wiese und eine Katze sitzt vor dem Haus .")
+    with pytest.raises(BuildError, match="German"):
+        Captions(tmp_path)

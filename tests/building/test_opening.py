@@ -130,7 +130,7 @@ def test_what_is_no_file_of_captions_is_refused_by_name(tmp_path, content, what)
         (
             "z.jsonl",
             b'{"id": 1}\n' * 300,
-            r"z\.jsonl: no caption in its first 100 lines or records.*no 'caption' in it",
+            r"z\.jsonl: no caption in its first 300 lines or records.*no 'caption' in it",
         ),
         ("z.parquet", b"PAR1", "no whole Parquet file"),
     ],

@@ -16,8 +16,17 @@ from vqct_plugin._files import printable
 from vqct_plugin.building import formats
 from vqct_plugin.building.documents import read_document
 from vqct_plugin.building.formats import FORMATS, BuildError, Caption, Damage, Mended, recognize_format
-from vqct_plugin.building.heads import FEWEST, IDENTIFIED, LOOKED_AT, Head, find_flaw, find_repeats, make_head
-from vqct_plugin.building.languages import LanguageCheck
+from vqct_plugin.building.heads import (
+    FEWEST,
+    IDENTIFIED,
+    LOOKED_AT,
+    LOOKED_AT_MORE,
+    Head,
+    find_flaw,
+    find_repeats,
+    make_head,
+)
+from vqct_plugin.building.languages import LanguageCheck, find_foreign
 from vqct_plugin.building.opening import Ahead, DamagedFileError, Watched, is_tar, unpack
 from vqct_plugin.building.places import (
     EXTENSIONS,
@@ -59,8 +68,8 @@ class Captions:
     files are counted in ``ignored``. The beginning of every file, of those in an archive too, is read when the corpus
     is opened: one that is none of captions, or of another language, is refused before the long work. Among other files
     are passed over, named in ``passed_over``: lists of images, of numbers, and a ``readme.txt``; what COCO's
-    ``annotations/`` has beside its captions; and a file with the same captions as another. Standard input is looked at
-    as it comes.
+    ``annotations/`` has beside its captions; and captions of the same images that a tool rewrote, by their name.
+    Standard input is looked at as it comes.
 
     Args:
         path: a path, ``"-"`` for standard input, or an address such as ``s3://bucket/captions.txt``.
@@ -101,7 +110,7 @@ class Captions:
         for piece in self._pieces:
             with self._open(piece) as (stream, _, head), self._explain(piece), self._seekable(piece, head) as archive:
                 for part in self._parts(archive or stream, head, piece):
-                    items = list(itertools.islice(part.items, LOOKED_AT))
+                    items = self._take_first(part)
                     if part.form == "flickr":
                         for _ in itertools.islice(part.items, IDENTIFIED):  # for the ids alone
                             pass
@@ -112,12 +121,12 @@ class Captions:
                         continue
                     remain += 1
                     if len(items) >= FEWEST:  # or a million small files of an archive would take memory
-                        heads.append(make_head(name or piece.name, items, part.ids or (), part.packed, part.size))
-        repeated = set()
-        for i, j in find_repeats(heads):
-            repeated.add(i)
-            self._pass_over(heads[i].name, f"the captions of {printable(heads[j].name)} again")
-        self.heads = [head for i, head in enumerate(heads) if i not in repeated]
+                        heads.append(make_head(name or piece.name, items, part.ids or ()))
+        for repeat in find_repeats(heads):
+            if repeat.is_sure:
+                again, first = heads[repeat.again].name, heads[repeat.first].name
+                self._pass_over(again, f"the captions of {printable(first)} again")
+        self.heads = [head for head in heads if head.name not in self.passed_over]
         if self.passed_over and not remain:
             raise BuildError(f"captions in {self.shown_name}: none in it, but {describe_passed_over(self.passed_over)}")
         if self.passed_over:
@@ -134,6 +143,14 @@ class Captions:
         with piece.open() as stream:
             yield stream if stream.seekable() else None
 
+    def _take_first(self, part: _Part) -> List[Caption]:
+        """The beginning of a file; more of it where that is none of captions, or of another language."""
+        items = list(itertools.islice(part.items, LOOKED_AT))
+        captions = (str(item) for item in items if not isinstance(item, Damage))
+        if find_flaw(items, part.form, is_sure=self._forced != "auto") or find_foreign(captions):
+            items += itertools.islice(part.items, LOOKED_AT_MORE)
+        return items
+
     def _pass_over(self, name: str, what: str) -> None:
         self.passed_over[name] = what
         self.ignored += 1
@@ -142,6 +159,8 @@ class Captions:
         """What a file holds that is to be passed over; refuses one that is none of captions; else nothing."""
         flaw = find_flaw(items, part.form, is_sure=self._forced != "auto")
         before = f"{printable(part.member)}: " if part.member else ""
+        if flaw is not None and flaw.what.startswith("names") and not name and self._forced != "auto":
+            flaw = None  # who names one file and its format knows what is in it
         if flaw is not None:
             if name and (flaw.is_plain or (not flaw.what and is_beside_captions(name))):
                 return flaw.what or "no captions"
@@ -173,7 +192,7 @@ class Captions:
                 for part in self._parts(stream, head, piece):
                     name, items = _join(piece.below, part.member), part.items
                     if self.name == STANDARD_INPUT:
-                        first = list(itertools.islice(items, LOOKED_AT))
+                        first = self._take_first(part)
                         what = self._judge(name, part, first)
                         if what:
                             self._pass_over(name, what)
@@ -337,12 +356,14 @@ def open_captions(paths: Sequence[PathLike], caption_format: str = "auto", field
         raise BuildError("standard input (-) can be read only once")
     corpora = [Captions(path, caption_format, field) for path in paths]
     heads = [(corpus, head) for corpus in corpora for head in corpus.heads]
-    for i, j in find_repeats([head for _, head in heads]):
+    for repeat in find_repeats([head for _, head in heads]):
         a, b = (
             corpus.shown_name if head.name == corpus.name else f"{corpus.shown_name}/{printable(head.name)}"
-            for corpus, head in (heads[j], heads[i])
+            for corpus, head in (heads[repeat.first], heads[repeat.again])
         )
-        raise BuildError(f"captions in {a} and {b} are the same, and each would be counted twice; name one of them")
+        _log.warning(
+            "captions in %s and %s begin alike. If they are the same, each is counted twice: leave one out", a, b
+        )
     for corpus in corpora:
         corpus.heads.clear()
     return corpora

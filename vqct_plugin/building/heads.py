@@ -2,26 +2,28 @@
 
 import re
 from collections import Counter
-from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, FrozenSet, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from vqct_plugin.building.formats import Caption, Damage
 
-#: captions or damaged lines of each file that are looked at
-LOOKED_AT = 100
+#: captions or damaged lines of each file that are looked at; and further ones, where the first are none of captions
+LOOKED_AT, LOOKED_AT_MORE = 100, 2000
 #: lines of a file with image#k before its captions whose images are looked at, which takes a second
 IDENTIFIED = 200_000
 _MOST = 0.5  # of what was looked at, that is no caption, in a file of none
 _IMAGE = re.compile(r"(?i)\S+\.(jpe?g|jpe|png|gif|bmp|tiff?|webp|ppm|mat|npy)|.*[/\\].*\.(jpe?g|png)")
 _NO_WORD = re.compile(r"[\d@=\\]|::|\w\.\w")  # in a number, a path, an identifier or an address
 _ABOUT = re.compile(
-    r"(?i)https?://|\bwww\.|\b[\w.-]+\.(txt|json|csv|tsv|zip|tar|gz|mat|html|jpe?g|png)\b|\b(licen[cs]ed?|copyright|"
-    r"citation|cite|citing|dataset|data ?sets?|corpus|annotations?|captions?|readme)\b"
+    r"(?i)https?://|\b[\w.-]+\.(txt|json|csv|tsv|zip|tar|gz|mat|html)\b|\b(licen[cs]ed?(?! plate)|copyright|citation|"
+    r"cite|citing|dataset|data ?sets?|corpus|readme)\b"
 )
-_SHARE_ABOUT, _LINES_ABOUT = 0.25, 3  # lines that speak of files, addresses and data
-#: captions that make two files the same; a few are soon alike
+_SHARE_ABOUT, _LINES_ABOUT = 0.6, 5  # of lines that speak of files, addresses and data, in so many
+#: captions that say something of a file; a few are soon alike
 FEWEST = 10
-_SAME = 0.8  # of the captions of two files, that are in both
-_REWRITTEN = re.compile(r"(?i)lemma|stem|token(iz|is)ed")  # the captions as someone's tool left them
+_SAME = 0.8  # of the beginnings of two files, or of their images, that are in both
+_RUN = 3  # captions in a row: single ones, such as "a photo of a cat", are in files that differ
+#: the captions as someone's tool left them
+_REWRITTEN = re.compile(r"(?i)(?<![a-z])(lemma\w*|stem(s|med|ming)?|token(iz|is)ed)(?![a-z])")
 
 
 class Flaw(NamedTuple):
@@ -52,7 +54,7 @@ def find_flaw(items: Sequence[Caption], form: str, is_sure: bool = False) -> Opt
     if not captions:
         return Flaw("", False)
     about = sum(_ABOUT.search(caption) is not None for caption in captions)
-    if form == "text" and not is_sure and about >= max(_LINES_ABOUT, _SHARE_ABOUT * len(captions)):
+    if form == "text" and not is_sure and len(captions) >= _LINES_ABOUT and about > _SHARE_ABOUT * len(captions):
         return Flaw("prose about files and data", False)
     return None
 
@@ -68,47 +70,47 @@ class Head(NamedTuple):
     """What is kept of a file's beginning, to compare it with others'."""
 
     name: str
-    keys: FrozenSet[int]  # of its first captions
+    runs: FrozenSet[int]  # of its first captions, some in a row
     ids: FrozenSet[int]  # of the image#k before its captions, all of them
-    order: Tuple[bool, bool, int]  # the file that comes first stays, of several with the same captions
+    is_rewritten: bool  # by its name
 
 
-def make_head(name: str, items: Iterable[Caption], ids: Iterable[int], packed: bool, size: Optional[int]) -> Head:
+class Repeat(NamedTuple):
+    """Two files that seem to hold the same captions, by their places among the heads."""
+
+    again: int
+    first: int
+    is_sure: bool  # the second is a rewritten form of the first, by its name too
+
+
+def make_head(name: str, items: Iterable[Caption], ids: Iterable[int]) -> Head:
     """The head of a file called so, with these first captions."""
-    captions = (" ".join(re.findall(r"\w+", item.lower())) for item in items if not isinstance(item, Damage))
-    order = (_REWRITTEN.search(name.rsplit("/", 1)[-1]) is not None, packed, -(size or 0))
-    return Head(name, frozenset(map(hash, captions)), frozenset(ids), order)
+    captions = [" ".join(re.findall(r"\w+", item.lower())) for item in items if not isinstance(item, Damage)]
+    runs = zip(*(captions[i:] for i in range(_RUN)))
+    is_rewritten = _REWRITTEN.search(name.rsplit("/", 1)[-1]) is not None
+    return Head(name, frozenset(map(hash, runs)), frozenset(ids), is_rewritten)
 
 
-def find_repeats(heads: Sequence[Head]) -> Iterator[Tuple[int, int]]:
-    """Pairs (i, j): the file i has captions that the file j has too, nearly all of them."""
-    order = sorted(range(len(heads)), key=lambda i: heads[i].order)
-    owner: Dict[int, int] = {}  # of a first caption
-    owner_of_id: Dict[int, int] = {}
-    identified = sum(bool(head.ids) for head in heads) > 1
-    by_ids = sorted(order, key=lambda i: (heads[i].order[0], -len(heads[i].ids)))  # a part comes after the whole
-    repeated: Set[int] = set()
-    for i in order:
-        keys = heads[i].keys
-        other = _commonest(owner[key] for key in keys if key in owner)
-        if other is not None and len(keys) >= FEWEST:
-            both = len(keys & heads[other].keys)
-            if both >= _SAME * max(len(keys), len(heads[other].keys)):
-                repeated.add(i)
-                yield i, other
+def find_repeats(heads: Sequence[Head]) -> Iterator[Repeat]:
+    """Files that begin as another one does, and rewritten ones of the same images.
+
+    Beginnings are no proof, and equal images are none either: an excerpt begins as the whole does, and two people
+    describe the same image. So only a file that is rewritten by its name is surely a repeat.
+    """
+    owner: Dict[int, int] = {}  # of a run, and of an image
+    for i in sorted(range(len(heads)), key=lambda i: heads[i].is_rewritten):
+        head = heads[i]
+        for keys, has_to_be_rewritten in ((head.runs, False), (head.ids, True)):
+            other = _commonest(owner[key] for key in keys if key in owner)
+            if other is None or heads[other].name == head.name or len(keys) < FEWEST - _RUN + 1:
                 continue
-        for key in keys:
+            theirs = heads[other].ids if has_to_be_rewritten else heads[other].runs
+            is_sure = head.is_rewritten and not heads[other].is_rewritten
+            if len(keys & theirs) >= _SAME * len(keys) and (is_sure or not has_to_be_rewritten):
+                yield Repeat(i, other, is_sure)
+                break
+        for key in (*head.runs, *head.ids):
             owner.setdefault(key, i)
-    for i in by_ids if identified else []:
-        ids = heads[i].ids
-        if i in repeated or len(ids) < FEWEST:
-            continue
-        other = _commonest(owner_of_id[key] for key in ids if key in owner_of_id)
-        if other is not None and len(ids & heads[other].ids) >= _SAME * len(ids):
-            yield i, other
-            continue
-        for key in ids:
-            owner_of_id.setdefault(key, i)
 
 
 def _commonest(found: Iterator[int]) -> Optional[int]:

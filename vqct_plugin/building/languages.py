@@ -13,7 +13,8 @@ from vqct_plugin.building.formats import BuildError
 
 #: the commonest words of each language's sentences that the others' do not have so often
 _COMMONEST = {
-    "English": "a the of and is are with on in at to from by an its two his her there their while that for it next",
+    "English": "a the of and is are with on in at to from by an its two his her there their while that for it next "
+    "as no do over under man woman into up down out",
     "German": "der die das ein eine einen einem einer und ist mit auf im am zu den dem von sich steht zwei vor über",
     "French": "le la les un une des du de et est avec sur dans à en qui au sont deux dans une par pour homme femme",
     "Spanish": "el la los las un una unos de del y es está con en que al por dos se sobre hay su para mientras",
@@ -52,6 +53,7 @@ _DISTINCT = 4  # of these words: one may be a part of a name that is in every ca
 _OTHER_LETTERS = 0.3  # of letters beyond Latin's
 _LEAST_ENGLISH = 0.03  # of words that are English only, in captions that are not warned of
 _ENOUGH_ENGLISH = 200  # words that make this share mean something
+_FEW = 10  # captions; files of fewer are judged together
 _SHOWN = 3  # files named in a warning
 
 
@@ -73,7 +75,7 @@ def find_foreign(captions: Iterable[str]) -> Optional[str]:
     language = max(totals, key=lambda name: totals[name])
     if totals[language] < _SHARE * words or totals[language] < 1.5 * totals["English"]:
         return None
-    return language if len(seen[language]) >= _DISTINCT else None
+    return language if len(set(seen[language]) - _WORDS["English"]) >= _DISTINCT else None
 
 
 def measure_english(captions: Iterable[str]) -> Optional[float]:
@@ -112,7 +114,7 @@ class LanguageCheck:
         Raises:
             BuildError: its captions are in another language.
         """
-        found = find_foreign(captions)
+        found = find_foreign(captions) if len(captions) >= _FEW else None
         if found is not None:
             raise BuildError(before + _refuse(found, captions))
         share = measure_english(captions)
@@ -122,7 +124,14 @@ class LanguageCheck:
             self._few[name] = share
 
     def report(self) -> None:
-        """Warn of what seems not English, in a line."""
+        """Warn of what seems not English, in a line.
+
+        Raises:
+            BuildError: the small files are in another language.
+        """
+        found = find_foreign(self._small)
+        if found is not None:
+            raise BuildError(f"captions in {self._corpus}: {_refuse(found, self._small)}")
         share = measure_english(self._small)
         if share is not None and share < _LEAST_ENGLISH:
             self._few["all its small files" if self._few else ""] = share

@@ -17,8 +17,8 @@ _SHOWN = 8  # files passed over that are named
 #: what lies beside captions_*.json in COCO's folder of annotations
 _BESIDE = re.compile(r"(instances|person_keypoints|image_info|stuff|panoptic)_.*\.json")
 _ABOUT = re.compile(
-    r"(?i)(read[-_ ]?me|licen[cs]e|copying|notice|citation|changelog|requirements|manifest|(md5|sha\d+)(sums?)?)"
-    r"([-_. ].*)?\.txt"
+    r"(?i)((read[-_ ]?me|requirements|changelog)([-_. ].*)?|licen[cs]e([-_.](mit|apache|bsd|cc|gpl|en).*)?|"
+    r"copying|notice|citation|manifest|(md5|sha\d+)sums?)\.txt"
 )
 
 PathLike = Union[str, "os.PathLike[str]"]
