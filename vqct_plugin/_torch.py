@@ -188,10 +188,14 @@ def version_of(tensor: Tensor) -> Optional[int]:
         return None
 
 
+def in_process_group() -> bool:
+    """Whether this process is one of a group that torch.distributed has set up."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def running_ddp() -> Optional[Any]:
     """The DistributedDataParallel in whose forward pass this is called; None outside of one."""
-    distributed = torch.distributed
-    if not distributed.is_available() or not distributed.is_initialized():
+    if not in_process_group():
         return None
     from torch.nn.parallel import DistributedDataParallel
 

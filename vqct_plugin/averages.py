@@ -14,7 +14,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from vqct_plugin._torch import compiling, in_backward, in_func_transform, is_fake
+from vqct_plugin._torch import compiling, in_backward, in_func_transform, in_process_group, is_fake
 from vqct_plugin._transfer import Transfer, sum_rows
 from vqct_plugin.dropout import draw_integers, move_like
 from vqct_plugin.fused import list_shares
@@ -117,7 +117,7 @@ class AveragesTransfer(Transfer):
         # an embedding's gradient: sums by index, parallel on a CPU, and the same from run to run on a GPU
         news = torch.ops.aten.embedding_dense_backward(news, owners, len(self.counts), -1, False)
         first = rows
-        if _several_processes():
+        if in_process_group() and torch.distributed.get_world_size() > 1:
             torch.distributed.all_reduce(news)
             first = rows.contiguous()
             torch.distributed.broadcast(first, 0)
@@ -164,11 +164,6 @@ class AveragesTransfer(Transfer):
 def _check_share(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise ValueError(f"{name} is {value!r}; expected a share, 0 or more and less than 1")
-
-
-def _several_processes() -> bool:
-    known = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return known and torch.distributed.get_world_size() > 1
 
 
 def _flow_between(vectors: np.ndarray, slices: Sequence[Slice], relatives: int) -> Tuple[Tensor, Tensor, Tensor]:

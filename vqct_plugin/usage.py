@@ -6,6 +6,7 @@ from typing import Dict, List, NamedTuple, Sequence, Union
 import torch
 from torch import Tensor
 
+from vqct_plugin._torch import in_process_group
 from vqct_plugin.table import check_range
 
 __all__ = ["CodebookUsage", "PartUsage"]
@@ -80,7 +81,7 @@ class CodebookUsage:
     def total_counts(self) -> Tensor:
         """(n_e,) int64 on the CPU: how often each code was chosen, added over all processes."""
         counts = self.counts.clone()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_process_group():
             if torch.distributed.get_backend() == "nccl" and counts.device.type == "cpu":
                 counts = counts.cuda()  # a process that has not seen a batch yet
             torch.distributed.all_reduce(counts)
