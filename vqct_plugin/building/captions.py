@@ -10,7 +10,7 @@ import os
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Union, cast
+from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, Union, cast
 
 from vqct_plugin._files import printable
 from vqct_plugin.building import formats
@@ -21,6 +21,7 @@ from vqct_plugin.building.heads import (
     IDENTIFIED,
     LOOKED_AT,
     LOOKED_AT_MORE,
+    Flaw,
     Head,
     find_flaw,
     find_repeats,
@@ -110,12 +111,11 @@ class Captions:
         for piece in self._pieces:
             with self._open(piece) as (stream, _, head), self._explain(piece), self._seekable(piece, head) as archive:
                 for part in self._parts(archive or stream, head, piece):
-                    items = self._take_first(part)
+                    name = _join(piece.below, part.member)
+                    items, what = self._look_at(name, part)
                     if part.form == "flickr":
                         for _ in itertools.islice(part.items, IDENTIFIED):  # for the ids alone
                             pass
-                    name = _join(piece.below, part.member)
-                    what = self._judge(name, part, items)
                     if what:
                         self._pass_over(name, what)
                         continue
@@ -143,35 +143,35 @@ class Captions:
         with piece.open() as stream:
             yield stream if stream.seekable() else None
 
-    def _take_first(self, part: _Part) -> List[Caption]:
-        """The beginning of a file; more of it where that is none of captions, or of another language."""
-        items = list(itertools.islice(part.items, LOOKED_AT))
-        captions = (str(item) for item in items if not isinstance(item, Damage))
-        if find_flaw(items, part.form, is_sure=self._forced != "auto") or find_foreign(captions):
-            items += itertools.islice(part.items, LOOKED_AT_MORE)
-        return items
-
     def _pass_over(self, name: str, what: str) -> None:
         self.passed_over[name] = what
         self.ignored += 1
 
-    def _judge(self, name: str, part: _Part, items: List[Caption]) -> str:
-        """What a file holds that is to be passed over; refuses one that is none of captions; else nothing."""
-        flaw = find_flaw(items, part.form, is_sure=self._forced != "auto")
+    def _look_at(self, name: str, part: _Part) -> Tuple[List[Caption], str]:
+        """The beginning of a file, more of it where that is none of captions or of another language; and what it holds
+        that is to be passed over, if anything. Refuses one that is none of captions."""
+        items = list(itertools.islice(part.items, LOOKED_AT))
+        flaw, captions, foreign = self._doubt(items, name, part.form)
+        if flaw or foreign:
+            items += itertools.islice(part.items, LOOKED_AT_MORE)
+            flaw, captions, foreign = self._doubt(items, name, part.form)
         before = f"{printable(part.member)}: " if part.member else ""
-        if flaw is not None and flaw.what.startswith("names") and not name and self._forced != "auto":
-            flaw = None  # who names one file and its format knows what is in it
         if flaw is not None:
             if name and (flaw.is_plain or (not flaw.what and is_beside_captions(name))):
-                return flaw.what or "no captions"
+                return items, flaw.what or "no captions"
             what = f"no captions but {flaw.what}" if flaw.what else "no caption"
             raise BuildError(
                 f"{before}{what} in its first {len(items)} lines or records, read as {part.form}: "
                 f"{printable(items[0], 200)}. Is it a file of captions? If so, name the field or column "
                 "(caption_field) or the format (caption_format)"
             )
-        self._language.judge(name, before, [str(item) for item in items if not isinstance(item, Damage)])
-        return ""
+        self._language.judge(name, before, captions, foreign)
+        return items, ""
+
+    def _doubt(self, items: List[Caption], name: str, form: str) -> Tuple[Optional[Flaw], List[str], Optional[str]]:
+        flaw = find_flaw(items, form, is_sure=self._forced != "auto", is_alone=not name)
+        captions = [str(item) for item in items if not isinstance(item, Damage)]
+        return flaw, captions, find_foreign(captions)
 
     def _start_over(self) -> None:
         self.captions = self.damaged = self.mended = self.files = self.bytes_read = 0
@@ -192,8 +192,7 @@ class Captions:
                 for part in self._parts(stream, head, piece):
                     name, items = _join(piece.below, part.member), part.items
                     if self.name == STANDARD_INPUT:
-                        first = self._take_first(part)
-                        what = self._judge(name, part, first)
+                        first, what = self._look_at(name, part)
                         if what:
                             self._pass_over(name, what)
                         items = itertools.chain(first, items)

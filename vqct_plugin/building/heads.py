@@ -33,10 +33,11 @@ class Flaw(NamedTuple):
     is_plain: bool  # nobody means it to be one, so among others it can be passed over
 
 
-def find_flaw(items: Sequence[Caption], form: str, is_sure: bool = False) -> Optional[Flaw]:
+def find_flaw(items: Sequence[Caption], form: str, is_sure: bool = False, is_alone: bool = False) -> Optional[Flaw]:
     """What a file holds in place of captions, of which these are the first in this format; ``None`` if it has some.
 
-    Prose is told from captions only where it is not sure that a file has captions.
+    Prose is told from captions only where it is not sure that a file has captions; and who names one file alone and is
+    sure of it knows what its names and numbers are.
 
     >>> find_flaw(["1000268201_693b08cb0e.jpg", "1001773457_577c3a7d70.jpg"], "text")
     Flaw(what='names of images', is_plain=True)
@@ -48,6 +49,8 @@ def find_flaw(items: Sequence[Caption], form: str, is_sure: bool = False) -> Opt
     without_letters = sum(isinstance(item, Damage) and item.reason == "no letter in the caption" for item in items)
     without_words = [caption for caption in captions if not _has_word(caption)]
     if len(without_words) + without_letters > _MOST * len(items):
+        if without_words and is_sure and is_alone:
+            return None
         images = sum(_IMAGE.fullmatch(caption) is not None for caption in without_words)
         what = "names of images" if images > _MOST * len(items) else "names and numbers"
         return Flaw(what if without_words else "numbers", form == "text")

@@ -10,6 +10,7 @@ from typing import Dict, FrozenSet, Iterable, Iterator, List, Optional, Tuple
 
 from vqct_plugin._files import printable
 from vqct_plugin.building.formats import BuildError
+from vqct_plugin.building.heads import FEWEST
 
 #: the commonest words of each language's sentences that the others' do not have so often
 _COMMONEST = {
@@ -53,7 +54,6 @@ _DISTINCT = 4  # of these words: one may be a part of a name that is in every ca
 _OTHER_LETTERS = 0.3  # of letters beyond Latin's
 _LEAST_ENGLISH = 0.03  # of words that are English only, in captions that are not warned of
 _ENOUGH_ENGLISH = 200  # words that make this share mean something
-_FEW = 10  # captions; files of fewer are judged together
 _SHOWN = 3  # files named in a warning
 
 
@@ -108,14 +108,14 @@ class LanguageCheck:
         self._few: Dict[str, float] = {}  # file -> its share of English words
         self._small: List[str] = []  # captions of files that are too small to tell
 
-    def judge(self, name: str, before: str, captions: List[str]) -> None:
-        """Take note of a file; ``before`` begins what is raised.
+    def judge(self, name: str, before: str, captions: List[str], found: Optional[str]) -> None:
+        """Take note of a file in which :func:`find_foreign` has found a language or none; one of few captions is judged
+        with others. ``before`` begins what is raised.
 
         Raises:
             BuildError: its captions are in another language.
         """
-        found = find_foreign(captions) if len(captions) >= _FEW else None
-        if found is not None:
+        if found is not None and len(captions) >= FEWEST:
             raise BuildError(before + _refuse(found, captions))
         share = measure_english(captions)
         if share is None:
