@@ -47,6 +47,8 @@ from codebooks_tables import report
 from codebooks_words import NEAREST, classify_clothing, kept_neighbors
 from torch import Tensor
 
+from vqct_plugin import CodebookUsage
+
 RATES = {"10": (1024,), "14": (16384,), "18": (399, 625)}
 CEILING = "no quantization"
 
@@ -213,21 +215,19 @@ def prepare(data: Path, split: str, side: int, most: int, with_features: bool) -
 
 def count_use(indices: Tensor, sizes: Sequence[int]) -> Dict[str, Any]:
     """Of indices (N, parts): codes in use, perplexity and bits of each part, and the bits of the parts together."""
-    counts = [torch.bincount(indices[:, i], minlength=n) for i, n in enumerate(sizes)]
-    pairs = torch.unique(indices, dim=0, return_counts=True)[1]
-    bits = [_entropy(c) for c in counts]
+    found = []
+    for own, n in zip(indices.unbind(dim=1), sizes):
+        usage = CodebookUsage(n)
+        usage.update(own)
+        found.append(usage.compute()["codes"])
+    share = torch.unique(indices, dim=0, return_counts=True)[1].double() / len(indices)  # of each pair
     return {
-        "in_use": [int((c > 0).sum()) for c in counts],
-        "perplexity": [2**b for b in bits],
-        "bits": sum(bits),
-        "joint_bits": _entropy(pairs),
+        "in_use": [its.in_use for its in found],
+        "perplexity": [its.perplexity for its in found],
+        "bits": sum(math.log2(its.perplexity) for its in found),
+        "joint_bits": float(-(share * share.log2()).sum()),
         "positions": len(indices),
     }
-
-
-def _entropy(counts: Tensor) -> float:
-    p = counts[counts > 0].double() / counts.sum()
-    return float(-(p * p.log2()).sum())
 
 
 # The queue.

@@ -4,6 +4,7 @@ Every quantizer here is called with z (B, C, H, W) and returns z_q, a loss, and 
 from 0 within its part.
 """
 
+import dataclasses
 import math
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -177,10 +178,7 @@ def changed(prior: CodebookPrior, how: str, seed: int) -> CodebookPrior:
         vectors = drawn.astype(np.float32)
     elif how == "permuted":
         vectors = vectors[rng.permutation(len(vectors))]
-    return CodebookPrior(
-        prior.words, prior.part_of_speech, prior.count, vectors.astype(np.float16), prior.edges, prior.edge_count,
-        parts=prior.parts,
-    )  # fmt: skip
+    return dataclasses.replace(prior, vectors=vectors.astype(np.float16))
 
 
 def words_and_codes(quantizer: nn.Module) -> List[Tuple[Tensor, Tensor]]:
@@ -233,10 +231,7 @@ def make_transferred(
     if centered:
         vectors = prior.vectors.astype(np.float32) - prior.vectors.astype(np.float32).mean(0)
         vectors *= math.sqrt(vectors.shape[1]) / np.linalg.norm(vectors, axis=1, keepdims=True)
-        prior = CodebookPrior(
-            prior.words, prior.part_of_speech, prior.count, vectors.astype(np.float16), prior.edges, prior.edge_count,
-            parts=prior.parts,
-        )  # fmt: skip
+        prior = dataclasses.replace(prior, vectors=vectors.astype(np.float16))
     parts = "joint" if len(sizes) == 1 else prior.parts
     quantizer = CodebookTransferQuantizer(len(prior), channels, prior=prior, parts_of_speech=parts, **settings)
     return Transferred(quantizer, sizes)

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqct_plugin.runs.datasets import SUFFIXES
+from vqct_plugin.runs.image_files import read_image
+
 #: folders below --data, of each split
 FOLDERS = {
     "train": ("photographs/imagenet", "photographs/clothing/train", "bsds500/train"),
     "validation": ("photographs/clothing/validation", "bsds500/val"),
     "test": ("photographs/clothing/test", "bsds500/test", "photographs/kodak"),
 }
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 
 
 def list_photographs(data: Path, split: str) -> List[Path]:
@@ -30,13 +32,6 @@ def list_photographs(data: Path, split: str) -> List[Path]:
             raise SystemExit(f"{data / folder} has no photographs; --data is the folder that holds {folder}")
         found += files
     return found
-
-
-def read(file: Path) -> np.ndarray:
-    from PIL import Image
-
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
 
 
 class Crops:
@@ -117,7 +112,7 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 @functools.lru_cache(maxsize=3)
 def split_of(data: Path, split: str) -> List[np.ndarray]:
     """The photographs of a split, (H, W, 3) uint8 each; read once in a process."""
-    return [read(file) for file in list_photographs(data, split)]
+    return [np.asarray(read_image(file)) for file in list_photographs(data, split)]
 
 
 def describe(data: Path) -> Dict[str, int]:

@@ -6,8 +6,10 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from codebooks_data import list_photographs, read, to_tensor
+from codebooks_data import list_photographs, to_tensor
 from torch import Tensor
+
+from vqct_plugin.runs.image_files import read_image
 
 NEAREST = 10
 #: the folder of each part below --data; the first part of a file's name is its class
@@ -42,7 +44,7 @@ def count_codes(model: Any, quantizer: Any, sizes: Sequence[int], files: Sequenc
     counts = np.zeros((len(files), sum(sizes)), np.float32)
     starts = np.cumsum([0, *sizes[:-1]])
     for first in range(0, len(files), 32):
-        squares = np.stack([_cut_middle(read(file), side) for file in files[first : first + 32]])
+        squares = np.stack([_cut_middle(np.asarray(read_image(file)), side) for file in files[first : first + 32]])
         indices = quantizer(model.encoder(to_tensor(squares).to(device)))[2].cpu().numpy()
         for row, own in enumerate(indices.reshape(len(squares), -1, len(sizes)), first):
             np.add.at(counts[row], (own + starts).reshape(-1), 1)
