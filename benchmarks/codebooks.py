@@ -6,12 +6,13 @@
     python benchmarks/codebooks.py --output codebooks.jsonl --report docs/results          # tables and pictures alone
 
 A position of the map costs the sum over the parts of log2 of their numbers of codes: 10 bits are one codebook of 1,024,
-14 bits one of 16,384, 18 bits two of 399 and 625 (17.9 bits); ``--rates`` also takes sizes, ``128+128`` or ``4096``.
+14 bits one of 16,384, 18 bits two of 399 and 625 (17.9 bits); ``--rates`` also takes sizes, ``128+128`` or ``4096``;
+more codes than the package's prior has words need ``--prior``.
 
-First each contestant tries its own small grid, one setting changed at a time from what its authors recommend, with one
-seed, at the first rate of one part and the first of two, and takes what is best on the validation photographs; then all
-are trained with three seeds, and the test photographs are looked at once, at the end of those runs. ``--no-grid``
-leaves the first part out. Settings, grids and sources are in benchmarks/codebooks_contestants.py.
+First each contestant tries its own small grid around what its authors recommend, with one seed at each rate, and takes
+what is best on the validation photographs; then all are trained with three seeds, and the test photographs are looked
+at once, at the end of those runs. ``--no-grid`` leaves the first part out, and takes what is best of the runs that
+--output has. Settings, grids and sources are in benchmarks/codebooks_contestants.py.
 
 Reported, over whole splits of photographs: PSNR, SSIM, a Frechet distance over the pooled features of
 EfficientNet-Lite0 (which is not FID), codes in use, perplexity, bits by entropy (each part alone, and of the pairs),
@@ -42,12 +43,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from codebooks_contestants import CONTESTANTS, Settings, parameters_of, words_and_codes
-from codebooks_data import Crops, Features, cut_tiles, frechet_distance, split_of, to_tensor
+from codebooks_data import Crops, Features, cut_tiles, split_of, to_tensor
 from codebooks_tables import report
 from codebooks_words import NEAREST, classify_clothing, kept_neighbors
 from torch import Tensor
 
 from vqct_plugin import CodebookUsage
+from vqct_plugin.evaluation.frechet import frechet_distance
 
 RATES = {"10": (1024,), "14": (16384,), "18": (399, 625)}
 CEILING = "no quantization"
@@ -70,7 +72,14 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps([*self], sort_keys=True).encode()).hexdigest()[:16]
+        recommended = CONTESTANTS[self.name].recommended if self.name in CONTESTANTS else {}
+        anywhere = self._replace(settings=_without_prior(self.settings))
+        return hashlib.sha256(json.dumps([*anywhere, recommended], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_prior(settings: Settings) -> Settings:
+    """What a run is known by and reported with: the file of a large prior may lie anywhere."""
+    return {name: value for name, value in settings.items() if name != "prior"}
 
 
 class Block(nn.Module):
@@ -86,22 +95,42 @@ class Block(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """About half a million weights, one position for 8 x 8 pixels, no attention, no discriminator."""
+    """About 300,000 weights, one position for 8 x 8 pixels, no attention, no discriminator.
+
+    Encoder and decoder are each the sum of a linear map of patches and a small convolutional net. The linear part
+    learns in some hundred steps to pass images on without quantization, so that what an image then loses is the
+    codebook's doing: the ceiling is 10 dB above what 10 bits allow. Without it the net itself is what limits all.
+    """
 
     CHANNELS = 64
 
-    def __init__(self, width: int = 64, wide: int = 96) -> None:
+    def __init__(self, width: int = 32, wide: int = 64) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(
-            nn.PixelUnshuffle(4), nn.Conv2d(48, width, 3, padding=1), Block(width),
-            nn.Conv2d(width, wide, 4, stride=2, padding=1), Block(wide), nn.GroupNorm(8, wide), nn.SiLU(),
-            nn.Conv2d(wide, self.CHANNELS, 1),
+        self.encoder = Sum(
+            nn.Sequential(nn.PixelUnshuffle(8), nn.Conv2d(192, self.CHANNELS, 1)),
+            nn.Sequential(
+                nn.PixelUnshuffle(4), nn.Conv2d(48, width, 3, padding=1), Block(width),
+                nn.Conv2d(width, wide, 4, stride=2, padding=1), Block(wide), nn.GroupNorm(8, wide), nn.SiLU(),
+                nn.Conv2d(wide, self.CHANNELS, 1),
+            ),
         )  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Conv2d(self.CHANNELS, wide, 3, padding=1), Block(wide),
-            nn.Conv2d(wide, 4 * width, 1), nn.PixelShuffle(2), Block(width), nn.GroupNorm(8, width), nn.SiLU(),
-            nn.Conv2d(width, 48, 3, padding=1), nn.PixelShuffle(4),
+        self.decoder = Sum(
+            nn.Sequential(nn.Conv2d(self.CHANNELS, 192, 1), nn.PixelShuffle(8)),
+            nn.Sequential(
+                nn.Conv2d(self.CHANNELS, wide, 3, padding=1), Block(wide),
+                nn.Conv2d(wide, 4 * width, 1), nn.PixelShuffle(2), Block(width), nn.GroupNorm(8, width), nn.SiLU(),
+                nn.Conv2d(width, 48, 3, padding=1), nn.PixelShuffle(4),
+            ),
         )  # fmt: skip
+
+
+class Sum(nn.Module):
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.terms = nn.ModuleList(modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(module(x) for module in self.terms)
 
 
 class Identity(nn.Module):
@@ -125,7 +154,7 @@ def run(job: Job) -> Dict[str, Any]:
     model = Autoencoder().to(device)  # before the quantizer: the same for all with this seed
     quantizer = make_quantizer(job).to(device)
     rate = {**(CONTESTANTS[job.name].recommended if job.name in CONTESTANTS else {}), **job.settings}.get("rate", 1.0)
-    highest = 4e-4
+    highest = 3e-3
     groups = [{"params": list(model.parameters()), "lr": highest}]
     learned = parameters_of(quantizer)
     if learned:
@@ -147,7 +176,7 @@ def run(job: Job) -> Dict[str, Any]:
     seconds = time.perf_counter() - begin
     model.eval(), quantizer.eval()
     result = {**job._asdict(), "key": job.key, "seconds": seconds, "loss": float(total.detach())}
-    result["data"] = data.name
+    result.update(data=data.name, settings=_without_prior(job.settings))
     for split in ("validation", "test") if job.final else ("validation",):
         result[split] = judge(model, quantizer, job, data, split, with_features=split == "test")
     if job.final and job.words and job.name != CEILING:
@@ -200,9 +229,22 @@ def judge(
     figures["tiles"] = len(tiles)
     if originals is not None:
         figures["frechet"] = frechet_distance(originals, torch.cat(of_results))
+    if chosen and job.final:
+        chosen = choose_codes(model, quantizer, data, split, 2 * job.side)
     if chosen:
         figures.update(count_use(torch.cat(chosen), job.sizes))
     return figures
+
+
+@torch.no_grad()
+def choose_codes(model: Autoencoder, quantizer: nn.Module, data: Path, split: str, side: int) -> List[Tensor]:
+    """The codes of all positions of all tiles of a split: with fewer of them a large codebook seems less in use."""
+    found = []
+    device = next(model.parameters()).device
+    for part in cut_tiles(split_of(data, split), side, sys.maxsize).split(64):
+        indices = quantizer(model.encoder(to_tensor(part).to(device)))[2]
+        found.append(indices.reshape(-1, indices.shape[-1]).cpu())
+    return found
 
 
 @functools.lru_cache(maxsize=4)
@@ -238,23 +280,21 @@ def sizes_of(rate: str) -> Tuple[int, ...]:
 
 
 def list_grid(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Iterator[Job]:
-    for rate in dict.fromkeys(rate_of_grid(rate, options) for rate in options.rates):
+    for rate in options.rates:
         for name in options.only:
-            for settings in ({}, *CONTESTANTS[name].grid) if name in CONTESTANTS else ():
+            for settings in ({}, *CONTESTANTS[name].grid) if has_meaning(name, rate) and name in CONTESTANTS else ():
                 yield make_job(name, settings, rate, options.seeds[0], False, options)
 
 
-def rate_of_grid(rate: str, options: argparse.Namespace) -> str:
-    """Where the settings for a rate are chosen: at the first rate with as many parts, as the best ones differ between
-    one part and two far more than between sizes."""
-    return next(other for other in options.rates if len(sizes_of(other)) == len(sizes_of(rate)))
+def has_meaning(name: str, rate: str) -> bool:
+    """Codes that are added are of several parts: with one, there is nothing to compare."""
+    return name not in ("EMA, residual", "averages, added", "averages, residual") or len(sizes_of(rate)) > 1
 
 
 def choose(name: str, rate: str, options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> Settings:
     """The setting of the grid that is best on the validation photographs; the recommended one where there is none."""
-    if not options.grid or name not in CONTESTANTS:
+    if name not in CONTESTANTS:
         return {}
-    rate = rate_of_grid(rate, options)
     tried = [make_job(name, s, rate, options.seeds[0], False, options) for s in ({}, *CONTESTANTS[name].grid)]
     found = [(done[job.key]["validation"]["psnr"], -i) for i, job in enumerate(tried) if job.key in done]
     return tried[-max(found)[1]].settings if found else {}
@@ -264,15 +304,18 @@ def list_final(options: argparse.Namespace, done: Dict[str, Dict[str, Any]]) -> 
     for seed in options.seeds:
         for rate in options.rates:
             for name in options.only:
-                if name == CEILING and rate != options.rates[0]:
+                if (name == CEILING and rate != options.rates[0]) or not has_meaning(name, rate):
                     continue
                 yield make_job(name, choose(name, rate, options, done), rate, seed, True, options)
 
 
 def make_job(name: str, settings: Settings, rate: str, seed: int, final: bool, options: argparse.Namespace) -> Job:
     sizes = () if name == CEILING else sizes_of(rate)
+    settings = dict(settings)
+    if options.prior and name in CONTESTANTS and CONTESTANTS[name].of_words:
+        settings["prior"] = str(options.prior)
     return Job(
-        name, dict(settings), sizes, seed, final, options.steps, options.batch, options.side, str(options.data),
+        name, settings, sizes, seed, final, options.steps, options.batch, options.side, str(options.data),
         options.tiles, options.words,
     )  # fmt: skip
 
@@ -334,7 +377,10 @@ def parse_options(arguments: Optional[Sequence[str]] = None) -> argparse.Namespa
     parser.add_argument("--only", nargs="+", choices=names, default=None, metavar="NAME", help=", ".join(names))
     parser.add_argument("--rates", nargs="+", default=None, help="bits a position (10 14 18), or sizes: 4096, 128+128")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument(
+        "--prior", type=Path, help="a prior of more words than the package's 16,384, for larger codebooks"
+    )
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--side", type=int, default=48, help="of the crops to train on; tiles are twice as wide")
     parser.add_argument("--tiles", type=int, default=2, help="of a photograph, at most")
@@ -349,6 +395,21 @@ def parse_options(arguments: Optional[Sequence[str]] = None) -> argparse.Namespa
     if options.quick:
         options.steps, options.seeds, options.grid, options.tiles, options.words = 150, [0], False, 1, False
     return options
+
+
+def report_recorded(file: Path, folder: Optional[Path] = None) -> str:
+    """The tables of the final runs that a file has, as docs/does_it_work.md shows them."""
+    done = read_lines(file)
+    final = [row for row in done.values() if row["final"]]
+    known = set()
+    for steps in {row["steps"] for row in final}:
+        rates = {"+".join(map(str, row["sizes"])) for row in final if row["steps"] == steps and row["sizes"]}
+        options = parse_options(["--output", str(file), "--steps", str(steps), "--rates", *(rates or {"10"})])
+        known |= {job.key for job in list_final(options, done)}
+    stale = [row["name"] for row in final if row["key"] not in known]
+    if stale:
+        raise SystemExit(f"{file}: {stale[0]} was run with settings that are no longer those of the benchmark")
+    return report(final, folder)
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> Dict[str, Dict[str, Any]]:

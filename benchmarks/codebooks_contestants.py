@@ -207,6 +207,64 @@ def make_learned(sizes: Sequence[int], channels: int, seed: int, steps: int, **s
     return Parts([Learned(VectorQuantize(dim, n, accept_image_fmap=True, **settings)) for n in sizes])
 
 
+#: at most so many codes, as the authors' table has it (1,000 and 15,360) or next to it
+_FSQ_LEVELS = {1024: [8, 5, 5, 5], 16384: [8, 8, 8, 6, 5], 399: [8, 7, 7], 625: [5, 5, 5, 5]}
+
+
+class Finite(nn.Module):
+    """Finite scalar quantization, with this file's contract: no codebook, and no loss."""
+
+    def __init__(self, n: int, dim: int) -> None:
+        super().__init__()
+        from vector_quantize_pytorch import FSQ
+
+        dims = max(1, round(math.log(n) / math.log(6)))
+        levels = _FSQ_LEVELS.get(n, [max(3, int(n ** (1 / dims)))] * dims)
+        self.quantizer = FSQ(levels, dim=dim, channel_first=True)
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        z_q, indices = self.quantizer(z)
+        return z_q, z.new_zeros(()), indices.long()
+
+
+def make_finite(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
+    settings.pop("rate", None)
+    return Parts([Finite(n, channels // len(sizes)) for n in sizes])
+
+
+def make_residual(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
+    from vector_quantize_pytorch import ResidualVQ
+
+    settings.pop("rate", None)
+    return LearnedResidual(ResidualVQ(dim=channels, num_quantizers=len(sizes), codebook_size=tuple(sizes), **settings))
+
+
+class LearnedResidual(nn.Module):
+    """Of vector-quantize-pytorch, several tables whose codes are added, with this file's contract."""
+
+    def __init__(self, quantizer: nn.Module) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        rows = z.flatten(2).transpose(1, 2)
+        z_q, indices, loss = self.quantizer(rows)
+        return z_q.transpose(1, 2).reshape(z.shape), loss.sum(), indices.view(len(z), *z.shape[2:], -1)
+
+
+def make_word_residual(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
+    """vector-quantize-pytorch's residual VQ whose levels are our module: one prior, for each level its averages."""
+    from vector_quantize_pytorch import ResidualVQ
+
+    from vqct_plugin.hosts.vector_quantize import VectorQuantize
+
+    residual = ResidualVQ(dim=channels, num_quantizers=len(sizes), codebook_size=tuple(sizes))
+    averages = {"target": "averages", "params": {"arrange_steps": max(1, round(0.6 * steps))}}
+    settings = {"transfer": averages, "rotation_trick": False, **settings}
+    residual.layers = nn.ModuleList([VectorQuantize(channels, n, prior=words_of([n]), **settings) for n in sizes])
+    return LearnedResidual(residual)
+
+
 def make_simvq(sizes: Sequence[int], channels: int, seed: int, steps: int, **settings: Any) -> nn.Module:
     from vector_quantize_pytorch import SimVQ
 
@@ -222,31 +280,39 @@ def make_transferred(
     steps: int,
     control: str = "",
     centered: bool = False,
+    prior: Optional[str] = None,
     **settings: Any,
 ) -> nn.Module:
     settings.pop("rate", None)
-    prior = words_of(sizes)
+    settings = {"transfer": "graph", "combine": "concat", **settings}  # the paper's
+    words = words_of(sizes, prior)
     if control:
-        prior = changed(prior, control, seed)
+        words = changed(words, control, seed)
     if centered:
-        vectors = prior.vectors.astype(np.float32) - prior.vectors.astype(np.float32).mean(0)
+        vectors = words.vectors.astype(np.float32) - words.vectors.astype(np.float32).mean(0)
         vectors *= math.sqrt(vectors.shape[1]) / np.linalg.norm(vectors, axis=1, keepdims=True)
-        prior = dataclasses.replace(prior, vectors=vectors.astype(np.float16))
-    parts = "joint" if len(sizes) == 1 else prior.parts
-    quantizer = CodebookTransferQuantizer(len(prior), channels, prior=prior, parts_of_speech=parts, **settings)
+        words = dataclasses.replace(words, vectors=vectors.astype(np.float16))
+    parts = "joint" if len(sizes) == 1 else words.parts
+    quantizer = CodebookTransferQuantizer(len(words), channels, prior=words, parts_of_speech=parts, **settings)
     return Transferred(quantizer, sizes)
 
 
 def make_averages(
-    sizes: Sequence[int], channels: int, seed: int, steps: int, until: float = 0.6, **settings: Any
+    sizes: Sequence[int], channels: int, seed: int, steps: int, arrange: bool = True, **settings: Any
 ) -> nn.Module:
-    """``until``: the share of the training after which nothing flows any more."""
-    others = {name: settings.pop(name) for name in ("control", "gradient", "rate") if name in settings}
-    params = {**settings, "flow_steps": max(1, round(until * steps))}
-    return make_transferred(sizes, channels, seed, steps, transfer={"target": "averages", "params": params}, **others)
+    """``arrange``: words exchange codes, over the first 60% of the training; otherwise a code is a number."""
+    own = {name: settings.pop(name) for name in ("relatives", "decay", "restart") if name in settings}
+    params = {**own, "arrange_steps": max(1, round(0.6 * steps)) if arrange else 0}
+    return make_transferred(sizes, channels, seed, steps, transfer={"target": "averages", "params": params}, **settings)
 
 
 _EMA = {"kmeans_init": True, "decay": 0.8, "threshold_ema_dead_code": 2, "rotation_trick": False}
+#: a threshold is a number of choices in the average batch, so that it has to be lower where there are more codes
+_GENTLE: Settings = {"decay": 0.99, "threshold_ema_dead_code": 0.1}
+_EMA_GRID: List[Settings] = [
+    {"decay": 0.95}, {"threshold_ema_dead_code": 0.1}, _GENTLE, {"decay": 0.99, "threshold_ema_dead_code": 0.005},
+    {"commitment_weight": 0.25},
+]  # fmt: skip
 #: the same small grid for all that learn by gradient: the rate of the codebook against the network's
 _RATES: List[Settings] = [{"rate": 0.3}, {"rate": 3.0}]
 
@@ -257,14 +323,23 @@ CONTESTANTS: Dict[str, Contestant] = {
     ),
     "EMA": Contestant(
         make_learned, _EMA, "vector-quantize-pytorch's README: k-means start, threshold 2",
-        [{"decay": 0.95}, {"commitment_weight": 0.25}, {"threshold_ema_dead_code": 0.1}],
+        _EMA_GRID,
+    ),
+    "EMA, residual": Contestant(
+        make_residual, _EMA, "vector-quantize-pytorch's README: as many tables, whose codes are added",
+        [_GENTLE],  # its beam_size fails while training in 1.32, where the averages are updated
     ),
     "EMA, rotation": Contestant(
         make_learned, {**_EMA, "rotation_trick": True}, "vector-quantize-pytorch's default gradient",
-        [{"decay": 0.95}, {"commitment_weight": 0.25}, {"threshold_ema_dead_code": 0.1}],
+        _EMA_GRID,
     ),
     "SimVQ": Contestant(
         make_simvq, {"rotation_trick": False}, "Zhu et al. 2024", [*_RATES, {"rotation_trick": True}]
+    ),
+    "FSQ": Contestant(make_finite, {}, "Mentzer et al. 2024, table 1: levels", _RATES),
+    "VQGAN-LC": Contestant(
+        make_transferred, {"transfer": "linear"}, "Zhu et al. 2024: frozen vectors, here of words, and a linear layer",
+        _RATES, True,
     ),
     "DiVeQ": Contestant(
         make_learned,
@@ -287,21 +362,20 @@ CONTESTANTS: Dict[str, Contestant] = {
         [*_RATES, {"dropout": 0.0}], True,
     ),
     "averages": Contestant(
-        make_averages, {"flow": 0.0}, "ours without words: control of idea 8", [{"decay": 0.95}, {"restart": 0.2}], True
+        make_averages, {"beta": 1.0}, "ours: transfer averages",
+        [
+            {"decay": 0.9}, {"restart": 0.2}, {"beta": 0.25}, {"beta": 0.25, "restart": 0.2}, {"gradient": "rotation"},
+        ], True,
     ),
-    "averages, rotation": Contestant(
-        make_averages, {"flow": 0.0, "gradient": "rotation"}, "ours without words: control of idea 8",
-        [{"decay": 0.95}, {"restart": 0.2}], True,
+    "averages, added": Contestant(
+        make_averages, {"combine": "sum", "beta": 1.0}, "ours: the default, but for beta",
+        [{"decay": 0.9}, {"beta": 0.25}], True,
     ),
-    "words' averages": Contestant(
-        make_averages, {}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"restart": 0.0}], True
+    "averages, residual": Contestant(
+        make_word_residual, {}, "ours behind vector-quantize-pytorch's ResidualVQ", [{"commitment_weight": 0.25}],
     ),
-    "words' averages, rotation": Contestant(
-        make_averages, {"gradient": "rotation"}, "idea 8", [{"decay": 0.95}, {"relatives": 4}, {"restart": 0.0}], True
-    ),
-    "words' averages, shuffled": Contestant(
-        make_averages, {"control": "permuted"}, "control of idea 8: the words shuffled", [], True
-    ),
+    "averages, without words": Contestant(make_averages, {"arrange": False, "beta": 1.0}, "control", [], True),
+    "averages, random vectors": Contestant(make_averages, {"control": "random", "beta": 1.0}, "control", [], True),
 }  # fmt: skip
 
 

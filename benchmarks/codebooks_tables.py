@@ -58,7 +58,7 @@ def _summarize(runs: Sequence[Row]) -> Row:
         found = [run[split] for run in runs if split in run]
         if not found:
             continue
-        figures = {}
+        figures: Row = {"by_seed": {str(run["seed"]): run[split]["psnr"] for run in runs if split in run}}
         for name in ("psnr", "ssim", "frechet", "bits", "joint_bits"):
             if name in found[0]:
                 figures[name] = _mean_and_half_width([its[name] for its in found])
@@ -98,9 +98,13 @@ def _describe_rate(sizes: Sequence[int], groups: Sequence[Row]) -> str:
         title = f"{' + '.join(f'{n:,}' for n in sizes)} codes: {bits:.1f} bits and {tokens} a position"
     split = "test" if all("test" in its for its in groups) else "validation"
     rows = []
-    for its in sorted(groups, key=lambda g: -g[split]["psnr"][0]):
+    order = sorted(groups, key=lambda g: -g[split]["psnr"][0])
+    for its in order:
         figures = its[split]
-        row = {"": its["name"], "PSNR, dB": _show(figures["psnr"], 2), "SSIM": _show(figures["ssim"], 3)}
+        row = {"": its["name"], "PSNR, dB": _show(figures["psnr"], 2)}
+        if len(order) > 1:
+            row["to the best, seed by seed"] = _show_difference(figures["by_seed"], order[0][split]["by_seed"])
+        row["SSIM"] = _show(figures["ssim"], 3)
         if any("frechet" in g[split] for g in groups):
             row["Fréchet distance, EfficientNet-Lite0"] = _show(figures.get("frechet"), 3)
         if sizes:
@@ -131,6 +135,12 @@ def _show(figure: Optional[Tuple[float, Optional[float]]], digits: int) -> str:
     return f"{mean:.{digits}f}" if half is None else f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
+def _show_difference(own: Dict[str, float], others: Dict[str, float]) -> str:
+    """Seeds share their batches and the first weights, so that a difference moves less than what it is between."""
+    found = [own[seed] - others[seed] for seed in own if seed in others]
+    return "" if own == others else _show(_mean_and_half_width(found) if found else None, 2)
+
+
 def _show_share(figure: Optional[Tuple[float, Optional[float]]]) -> str:
     return "-" if figure is None else f"{figure[0]:.1%}" + ("" if figure[1] is None else f" ± {figure[1]:.1%}")
 
@@ -139,7 +149,10 @@ def _write_csv(groups: Sequence[Row], file: Path) -> None:
     records = []
     for its in groups:
         for split in ("validation", "test"):
-            for name, (mean, half) in its.get(split, {}).items():
+            for name, figure in its.get(split, {}).items():
+                if name == "by_seed":
+                    continue
+                mean, half = figure
                 records.append(
                     {"name": its["name"], "codes": "+".join(map(str, its["sizes"])), "bits": its["nominal_bits"],
                      "seeds": its["seeds"], "steps": its["steps"], "split": split, "figure": name, "mean": mean,

@@ -327,7 +327,9 @@ def of_the_prior(codes: int, options: argparse.Namespace) -> Tuple[CodebookPrior
         file = Path(folder) / "prior.safetensors"
         time_it("prior saved", lambda: prior.save(file))
         time_it("prior loaded", lambda: CodebookPrior.load(file))
-    quantizer = time_it("quantizer made", lambda: CodebookTransferQuantizer(codes, 2 * max(options.dims), prior=prior))
+    quantizer = time_it(
+        "quantizer made", lambda: CodebookTransferQuantizer(codes, 2 * max(options.dims), prior=prior, transfer="graph")
+    )
     counter = _Counter()
     torch.save(quantizer.state_dict(), counter)
     return prior, {

@@ -85,7 +85,7 @@ def sizes_of(prior: CodebookPrior) -> List[int]:
 
 def contestants(prior: CodebookPrior, e_dim: int, authors: bool = False) -> Dict[str, nn.Module]:
     """Ours and what quantizes beside it, as far as it is installed."""
-    made: Dict[str, nn.Module] = {"ours": CodebookTransferQuantizer(len(prior), e_dim, prior=prior)}
+    made: Dict[str, nn.Module] = {"ours": CodebookTransferQuantizer(len(prior), e_dim, prior=prior, transfer="graph")}
     sizes, half = sizes_of(prior), e_dim // 2
     try:
         from taming.modules.vqvae.quantize import VectorQuantizer2

@@ -1,5 +1,6 @@
 """What several rooms' tests use: small priors, and where the real data lies."""
 
+import importlib
 import importlib.util
 import signal
 from pathlib import Path
@@ -65,6 +66,32 @@ def make_prior(sizes=(30, 50), dim=12, n_edges=120, seed=0, parts=None) -> Codeb
 @pytest.fixture
 def prior() -> CodebookPrior:
     return make_prior()
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in of the Hugging Face hub on loopback, with an empty cache in ``tmp_path / "cache"``."""
+    library = pytest.importorskip("huggingface_hub", "1.0")
+    from tests.hub_stand_in import Hub
+
+    hub, constants = Hub(), importlib.import_module("huggingface_hub.constants")
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,  # the tests' own environment sets it
+        "HF_HUB_CACHE": str(tmp_path / "cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_HUB_DISABLE_XET": True,  # it speaks to servers of its own
+        "AGENT_HARNESSES_PATH": str(tmp_path / "harnesses"),
+    }.items():
+        monkeypatch.setattr(constants, name, value, raising=False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # between two tries
+    library.close_session()  # of a client that another test's settings made
+    yield hub
+    library.close_session()
+    hub.close()
 
 
 def heed_interrupts():

@@ -19,14 +19,19 @@ from vqct_plugin.lookup import find_nearest
 
 def small(device, **options):
     """A quantizer of 60 codes on a device, and the shape of a map for it."""
-    options = {"n_e": 60, "e_dim": 24, "prior": make_prior(), "topk": 2, **options}
+    options = {"n_e": 60, "e_dim": 24, "prior": make_prior(), "topk": 2, "transfer": "graph", **options}
     return CodebookTransferQuantizer(**options).to(device), (2, options["e_dim"], 4, 4)
 
 
 def usual(device, **options):
-    """A quantizer as people train it, with the default prior, and the shape of a map for it."""
-    options = {"n_e": 1024, "e_dim": 256, **options}
+    """A quantizer of usual size, with the default prior, and the shape of a map for it."""
+    options = {"n_e": 1024, "e_dim": 256, "transfer": "graph", **options}
     return CodebookTransferQuantizer(**options).to(device), (4, options["e_dim"], 16, 16)
+
+
+def averages(device, **options):
+    """A small quantizer as it is by default: moving averages, whose codes are added."""
+    return small(device, **{"topk": 1, "transfer": "averages", **options})
 
 
 def loss_of(quantizer, z):

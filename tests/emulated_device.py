@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_map
 from tests.device_checks import (
     a_wrong_index_is_told_of,
     assert_alike,
+    averages,
     equal_codes_come_lowest_first,
     gradients,
     lookup_is_right_far_from_the_origin,
@@ -202,6 +203,25 @@ def a_training_step_does_not_wait(device):
         step(quantizer, z)
 
 
+def averages_are_the_cpus(device):
+    """Steps on both devices leave the same counts and codes, and ask for no float64."""
+    quantizer, shape = averages("cpu")
+    there = copy.deepcopy(quantizer).to(device)
+    with without("float64"):
+        for _ in range(3):
+            z = torch.randn(shape)
+            assert_alike(step(there, z.to(device)), step(quantizer, z), 1e-5)
+        assert_alike([held(x) for x in there.buffers()], [*quantizer.buffers()], 1e-5, "buffer")
+
+
+def averages_do_not_wait(device):
+    quantizer, shape = averages(device)
+    z = torch.randn(shape).to(device)
+    step(quantizer, z)
+    with without("waiting"):
+        step(quantizer, z)
+
+
 def entries_do_not_wait(device):
     quantizer, (b, c, h, w) = small(device)
     quantizer.eval()
@@ -295,6 +315,8 @@ CHECKS = (
     nothing_is_in_float64,
     a_lookup_does_not_wait,
     a_training_step_does_not_wait,
+    averages_are_the_cpus,
+    averages_do_not_wait,
     entries_do_not_wait,
     a_module_that_a_wrapper_moved_is_copied_once,
     equal_codes_come_lowest_first,

@@ -9,13 +9,15 @@ import pytest
 import torch
 import torch.multiprocessing
 
+from tests.conftest import make_prior
 from tests.test_quantizer import make
 from vqct_plugin import CodebookTransferQuantizer
+from vqct_plugin.averages import AveragesTransfer
 from vqct_plugin.gumbel import GumbelTransferQuantizer
 
 
 def averages(layout="two", topk=1, **params):
-    params = {"flow_steps": 5, "relatives": 2, **params}
+    params = {"relatives": 2, "arrange_steps": 0, **params}
     return make(layout, topk=topk, transfer={"target": "averages", "params": params})
 
 
@@ -28,15 +30,7 @@ def by_the_formula(quantizer, maps):
     """Counts and sums after some steps, code by code in float64 with dense matrices; no restarts but the first."""
     transfer = quantizer.transfer
     counts, sums = (x.detach().double().numpy().copy() for x in (transfer.counts, transfer.sums))
-    flows = np.zeros((len(counts), len(counts)))
-    for s in quantizer.slices:
-        x = quantizer.prior.vectors[s.first : s.last].astype(np.float64)
-        x = x - x.mean(axis=0)
-        x /= np.linalg.norm(x, axis=1, keepdims=True)
-        alike = x @ x.T - 4 * np.eye(len(x))
-        for i, row in enumerate(alike):
-            flows[s.first + i, s.first + np.argsort(-row)[:2]] = 1 / 2
-    for step, z in enumerate(maps, 1):  # the first step was taken before
+    for z in maps:  # the first step was taken before
         codes = sums / counts[:, None]
         new_counts, new_sums = np.zeros_like(counts), np.zeros_like(sums)
         for s, rows in zip(
@@ -48,16 +42,14 @@ def by_the_formula(quantizer, maps):
                 for code in chosen:
                     new_counts[s.first + code] += 1 / s.topk
                     new_sums[s.first + code] += row / s.topk
-        share = transfer.flow * max(0, 1 - step / transfer.flow_steps)
-        counts = 0.9 * counts + 0.1 * ((1 - share) * new_counts + share * flows.T @ new_counts)
-        sums = 0.9 * sums + 0.1 * ((1 - share) * new_sums + share * flows.T @ new_sums)
+        counts = 0.9 * counts + 0.1 * new_counts
+        sums = 0.9 * sums + 0.1 * new_sums
     return counts, sums
 
 
-@pytest.mark.parametrize("flow", [0.0, 0.5])
 @pytest.mark.parametrize("topk", [1, 2])
-def test_the_averages_are_those_of_the_formula(flow, topk):
-    quantizer = averages(topk=topk, flow=flow, decay=0.9, restart=0.0)
+def test_the_averages_are_those_of_the_formula(topk):
+    quantizer = averages(topk=topk, decay=0.9, restart=0.0)
     first, *others = batches()
     quantizer(first)
     expected = by_the_formula(quantizer, others)
@@ -97,7 +89,7 @@ def test_after_the_first_step_codes_are_vectors_of_the_batch():
 
 def test_a_code_that_nothing_chooses_jumps_and_without_restart_it_stays():
     for restart, moves in ((0.05, True), (0.0, False)):
-        quantizer = averages(flow=0.0, restart=restart)
+        quantizer = averages(restart=restart)
         (z,) = batches(1)
         quantizer(z)
         with torch.no_grad():  # far from everything, and almost forgotten
@@ -108,16 +100,43 @@ def test_a_code_that_nothing_chooses_jumps_and_without_restart_it_stays():
         assert torch.allclose(quantizer.embedding.weight[0], far) is not moves
 
 
-def test_relatives_of_a_chosen_code_move_and_by_the_control_without_flow_they_do_not():
-    for flow, moves in ((0.5, True), (0.0, False)):
-        quantizer = averages(flow=flow, restart=0.0)
-        quantizer(batches(1)[0])
-        before = quantizer.embedding.weight.clone()
-        one = torch.ones(1, 24, 1, 1) * 3
-        _, _, (_, _, chosen) = quantizer(one)
-        moved = (quantizer.embedding.weight - before).abs().amax(dim=1) > 1e-4
-        assert moved[chosen].all()
-        assert (int(moved.sum()) > len(chosen)) is moves
+def distances_of_relatives(quantizer):
+    """The mean distance of a word's code from those of its two relatives, over that of any two words of a part."""
+    found = []
+    for s in quantizer.slices:
+        x = torch.tensor(quantizer.prior.vectors[s.first : s.last].astype(np.float64))
+        x = torch.nn.functional.normalize(x - x.mean(dim=0), dim=1)
+        near = (x @ x.t() - 4 * torch.eye(len(x), dtype=x.dtype)).topk(2, dim=1)[1]
+        codes = quantizer.embedding.weight[s.first : s.last].double()
+        apart = (codes.unsqueeze(1) - codes.unsqueeze(0)).norm(dim=2)
+        found.append(float(apart.gather(1, near).mean() / apart.sum() * (len(x) * (len(x) - 1))))
+    return found
+
+
+def test_arranging_changes_which_word_has_a_code_and_no_code():
+    """The same maps out, the same codes in each part, and relatives nearer to each other."""
+    plain, arranged = averages(), averages(arrange_steps=1000)
+    for z in batches(60):
+        (of_plain, loss, _), (of_arranged, other, _) = plain(z), arranged(z)
+        assert torch.allclose(of_plain, of_arranged, atol=1e-4)
+        assert torch.allclose(loss, other, rtol=1e-4)
+    for s in plain.slices:
+        rows = [q.embedding.weight[s.first : s.last] for q in (plain, arranged)]
+        a, b = (x[x[:, 0].argsort()] for x in rows)
+        assert torch.allclose(a, b, atol=1e-4)
+        assert not torch.allclose(*rows, atol=1e-4)
+    before, after = distances_of_relatives(plain), distances_of_relatives(arranged)
+    assert all(b < a - 0.05 for a, b in zip(before, after)), (before, after)
+
+
+def test_after_its_last_step_words_keep_their_codes():
+    arranged = averages(restart=0.0, arrange_steps=3)
+    orders = []
+    for z in [batches(1)[0]] * 6:
+        arranged(z)
+        orders.append(arranged.embedding.weight.clone())
+    moved = [float((b - a).norm(dim=1).median()) for a, b in zip(orders, orders[1:])]
+    assert max(moved[2:]) < 0.1 < max(moved[:2]), moved
 
 
 def test_a_resumed_training_is_the_same_to_the_bit():
@@ -202,12 +221,12 @@ def test_two_processes_learn_one_codebook(tmp_path):
 @pytest.mark.parametrize(
     ("params", "sentence"),
     [
-        ({"flow": 1.5}, "flow is 1.5; expected a share"),
+        ({"decay": 1.5}, "decay is 1.5; expected a share"),
         ({"decay": -0.1}, "decay is -0.1"),
         ({"restart": True}, "restart is True"),
-        ({"flow_steps": 0}, "flow_steps is 0; expected an integer, 1 to"),
-        ({"relatives": 10_000}, "relatives is 10000"),
-        ({"decays": 0.9}, "averages have no argument 'decays'; expected some of flow, flow_steps"),
+        ({"relatives": 0}, "relatives is 0; expected an integer, 1 to"),
+        ({"arrange_steps": -1}, "arrange_steps is -1; expected an integer, 0 to"),
+        ({"decays": 0.9}, "averages have no argument 'decays'; expected some of decay, restart"),
     ],
 )
 def test_wrong_params_are_refused(params, sentence):
@@ -220,3 +239,47 @@ def test_what_cannot_have_averages_says_so():
         make("two", transfer={"target": "mlp", "params": {"width": 3}})
     with pytest.raises(ValueError, match="a Gumbel quantizer draws codes by weights"):
         GumbelTransferQuantizer(512, 64, transfer="averages")
+
+
+def test_a_part_of_few_words_has_as_many_relatives_as_there_are():
+    for sizes in ((1, 3), (4, 60)):
+        prior = make_prior(sizes)
+        quantizer = CodebookTransferQuantizer(sum(sizes), 24, prior=prior)
+        for z in batches(3):
+            quantizer(z)
+        assert quantizer.embedding.weight.isfinite().all()
+        assert quantizer.transfer.relatives_of_each == min(sizes) - 1
+
+
+def test_it_is_the_default_and_its_codes_are_added_where_they_can_be():
+    prior = make_prior((30, 50))
+    for options, combine in (
+        ({}, "sum"),
+        ({"parts_of_speech": "joint"}, "sum"),
+        ({"topk": 2}, "concat"),
+        ({"topk": {"adjective": 1, "noun": 2}}, "concat"),
+        ({"l2_normalize": True}, "concat"),
+        ({"combine": "concat"}, "concat"),
+        ({"transfer": {"target": "averages", "params": {"decay": 0.9}}}, "sum"),
+        ({"transfer": "graph"}, "concat"),
+        ({"transfer": "graph", "combine": "sum"}, "sum"),
+    ):
+        quantizer = CodebookTransferQuantizer(60, 24, prior=prior, **options)
+        assert isinstance(quantizer.transfer, AveragesTransfer) is (options.get("transfer") != "graph")
+        assert quantizer.combine == combine
+        assert type(quantizer).from_state_dict(quantizer.state_dict()).combine == combine
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("combine", ["sum", "concat"])
+def test_beta_weighs_the_commitment_which_is_all_of_the_loss(legacy, combine):
+    quantizer = make(transfer="averages", combine=combine, legacy=legacy, beta=0.4)
+    first, z = batches(2)
+    quantizer(first)
+    z.requires_grad_()
+    z_q, loss, _ = quantizer(z)
+    parts = 1 if combine == "sum" else 2  # the parts' means are added
+    expected = 0.4 * parts * (z - z_q.detach()).pow(2).mean()
+    assert torch.allclose(loss, expected)
+    gradient, wanted = torch.autograd.grad(loss, z)[0], torch.autograd.grad(expected, z)[0]
+    assert torch.allclose(gradient, wanted)

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_the_settings_of_a_grid_are_arguments(name):
         entry.make([12, 20], 8, 0, 10, **{**entry.recommended, **settings})
 
 
-@pytest.mark.parametrize("name", ["stock", "EMA", "VQCT", "words' averages"])
+@pytest.mark.parametrize("name", ["stock", "EMA", "VQCT", "averages"])
 def test_in_evaluation_each_vector_gets_the_nearest_code(name):
     torch.manual_seed(0)
     entry = contestants.CONTESTANTS[name]
@@ -99,16 +100,6 @@ def test_wassersteins_term_is_the_distance_of_two_gaussians():
         a + b - 2 * linalg.sqrtm(root @ b @ root).real
     )
     assert table.more(z, codes).item() * 4 == pytest.approx(expected, rel=1e-3)
-
-
-def test_frechet_distance_is_the_formula_with_a_root_of_matrices():
-    linalg = pytest.importorskip("scipy.linalg")
-    torch.manual_seed(0)
-    a, b = torch.randn(80, 6).double(), torch.randn(90, 6).double() * 1.5 + 0.3
-    s, t = (torch.cov(x.t()).numpy() for x in (a, b))
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + np.trace(s + t - 2 * linalg.sqrtm(s @ t).real)
-    assert data.frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
-    assert data.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_use_and_bits_are_counted_by_part_and_of_pairs():
@@ -170,9 +161,11 @@ def test_the_setting_is_chosen_on_validation_and_each_is_tried(photographs, tmp_
     assert not any(job.final for job in jobs)  # the test photographs are not looked at
     done = {job.key: _row(job, psnr=20.0 + (i == 2)) for i, job in enumerate(jobs)}
     assert benchmark.choose("EMA", "16", options, done) == contestants.CONTESTANTS["EMA"].grid[1]
-    both = parse(photographs, tmp_path, "--only", "EMA", "--rates", "16", "32", "6+10")
-    assert {job.sizes for job in benchmark.list_grid(both, {})} == {(16,), (6, 10)}  # the larger takes the smaller's
-    assert benchmark.choose("EMA", "32", both, done) == contestants.CONTESTANTS["EMA"].grid[1]
+    both = parse(photographs, tmp_path, "--only", "EMA", "averages, added", "--rates", "16", "32", "6+10")
+    jobs_of_both = [*benchmark.list_grid(both, {}), *benchmark.list_final(both, {})]
+    assert {job.sizes for job in jobs_of_both if job.name == "EMA"} == {(16,), (32,), (6, 10)}  # each has its own grid
+    assert {job.sizes for job in jobs_of_both if job.name != "EMA"} == {(6, 10)}  # one code is nothing to add
+    assert benchmark.choose("EMA", "32", both, done) == {}
     level = {job.key: _row(job, psnr=20.0) for job in jobs}
     assert benchmark.choose("EMA", "16", options, level) == {}  # a tie stays with the authors
     assert {job.seed for job in benchmark.list_final(options, done)} == {0, 1, 2}
@@ -211,6 +204,46 @@ def test_a_run_and_the_tables_of_it(photographs, tmp_path):
     found = json.loads((tmp_path / "out" / "codebooks.json").read_text())[0]["test"]["psnr"]
     a, b = (row["test"]["psnr"] for row in rows)
     assert found == [pytest.approx((a + b) / 2), pytest.approx(12.71 * abs(a - b) / 2, rel=1e-3)]
+
+
+def test_differences_are_taken_seed_by_seed(photographs, tmp_path):
+    """Three seeds that move together by decibels leave no doubt about a difference of half of one."""
+    options = parse(photographs, tmp_path, "--only", "stock", "EMA", "--rates", "16", "--no-grid")
+    jobs = list(benchmark.list_final(options, {}))
+    rows = [_row(job, psnr=20.0 + 3 * job.seed - 0.5 * (job.name == "stock")) for job in jobs]
+    best, other = (line for line in tables.report(rows, None).splitlines() if line.startswith(("| EMA", "| stock")))
+    assert "-0.50 ± 0.00" in other
+    assert "23.00 ± 7.45" in best
+    assert "0.00 ± 0.00" not in best
+
+
+def test_a_large_prior_may_lie_anywhere(photographs, tmp_path):
+    """The runs of a prior's copy are the same runs, and what is kept names no folder."""
+    from vqct_plugin import CodebookPrior
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+        CodebookPrior.load().select(12).save(folder / "twelve.safetensors")
+    jobs = []
+    for folder in folders:
+        options = parse(photographs, tmp_path, "--rates", "12", "--prior", str(folder / "twelve.safetensors"))
+        jobs.append(benchmark.make_job("averages", {}, "12", 0, False, options))
+        assert benchmark.make_job("stock", {}, "12", 0, False, options).settings == {}
+    assert jobs[0].key == jobs[1].key != jobs[0]._replace(sizes=(13,)).key
+    assert jobs[0].settings["prior"].startswith(str(folders[0]))
+    row = benchmark.run(jobs[0])
+    assert str(tmp_path / "a") not in json.dumps(row)
+    with pytest.raises(Exception, match="has only 12 words"):
+        benchmark.run(jobs[0]._replace(sizes=(13,)))
+
+
+RESULTS = Path(benchmark.__file__).parent / "codebooks_results.jsonl"
+
+
+def test_the_page_has_the_tables_of_the_recorded_runs():
+    page = (RESULTS.parent.parent / "docs" / "does_it_work.md").read_text(encoding="utf-8")
+    assert benchmark.report_recorded(RESULTS) in page
 
 
 def test_neighbors_are_kept_where_codes_are_the_words_turned_and_not_by_chance():

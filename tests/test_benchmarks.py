@@ -61,7 +61,7 @@ def test_the_authors_formula_of_the_benchmark_is_our_quantizer(prior):
 
 
 def test_the_lookups_of_the_benchmark_find_the_same_codes(prior):
-    quantizer = benchmark.CodebookTransferQuantizer(60, 16, prior=prior)
+    quantizer = benchmark.CodebookTransferQuantizer(60, 16, prior=prior, transfer="graph")
     z = torch.randn(50, 8)
     for state in ("fresh", "trained"):
         found = benchmark.lookups(z, benchmark.codebook(state, quantizer, z))
@@ -73,7 +73,7 @@ def test_the_lookups_of_the_benchmark_find_the_same_codes(prior):
 
 
 def test_the_transfer_of_the_benchmark_gives_every_weight_a_gradient(prior):
-    quantizer = benchmark.CodebookTransferQuantizer(60, 16, prior=prior)
+    quantizer = benchmark.CodebookTransferQuantizer(60, 16, prior=prior, transfer="graph")
     benchmark.transfer_step(quantizer)()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in quantizer.parameters())
 
@@ -226,3 +226,24 @@ def test_the_benchmark_of_drawing_measures_all_it_says():
     table = sampling.report(seconds, 1)
     assert table.count("times as fast") == 4
     assert " 1.0 times as fast" in table
+
+
+def test_the_benchmark_of_data_sets_reads_the_same_photographs(tmp_path, capsys, monkeypatch):
+    for needed in ("datasets", "pytorch_lightning", "omegaconf"):
+        pytest.importorskip(needed)
+    from tests.runs.shards import write_folder
+
+    module, read = load("data"), {}
+    monkeypatch.setattr(module, "read", lambda dataset, *_: read.setdefault(type(dataset).__name__, dataset) and (1, 1))
+    monkeypatch.setenv("HF_DATASETS_CACHE", "")
+    module.main(f"{write_folder(tmp_path / 'a')} --size 16 --rounds 1 --in-a-shard 6".split())
+    assert capsys.readouterr().out.count("| 1, 1, 1 | 1.00 | 1 | 1.00 |") == 3
+    assert {len(dataset) for dataset in read.values()} == {15}
+    assert len(read["ShardedImages"].shards) == 3
+
+
+def test_a_turn_of_the_benchmark_of_data_sets_ends_in_time():
+    pytest.importorskip("pytorch_lightning")
+    items = [{"image": np.zeros((4, 4, 3), dtype=np.float32)}] * 12
+    rates = load("data").read(items, 4, 0, 0.05)
+    assert min(rates) > 100

@@ -26,6 +26,8 @@ EMULATED = (
     "nothing_is_in_float64",
     "a_lookup_does_not_wait",
     "a_training_step_does_not_wait",
+    "averages_are_the_cpus",
+    "averages_do_not_wait",
     "entries_do_not_wait",
     "a_module_that_a_wrapper_moved_is_copied_once",
     "equal_codes_come_lowest_first",
@@ -107,36 +109,42 @@ with Emulated():
 
 
 @torch2
+@pytest.mark.parametrize("make", [checks.small, checks.averages])
 @pytest.mark.parametrize("training", [True, False])
-def test_shapes_on_the_meta_device(training):
+def test_shapes_on_the_meta_device(training, make):
     """Where there are shapes and no values: what ``torch.device("meta")`` and deferred initialization use.
 
     Does not cover any value.
     """
-    quantizer, (b, c, h, w) = checks.small(CPU)
+    quantizer, (b, c, h, w) = make(CPU)
     quantizer = quantizer.to("meta").train(training)
     z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w, device="meta"))
-    assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
+    assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * quantizer.tokens_per_position * h * w,))
     assert {z_q.device.type, loss.device.type, indices.device.type} == {"meta"}
     assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
 
 
 @torch2
+@pytest.mark.parametrize("make", [checks.small, checks.averages])
 @pytest.mark.parametrize("training", [True, False])
-def test_shapes_under_fake_tensors(training):
+def test_shapes_under_fake_tensors(training, make):
     """What torch.export and the compilers trace with.
 
     Does not cover any value, nor a fake tensor of a GPU, to which torch moves no module.
     """
     from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-    quantizer, (b, c, h, w) = checks.small(CPU)
+    quantizer, (b, c, h, w) = make(CPU)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with FakeCopyMode(mode):
         quantizer = copy.deepcopy(quantizer).train(training)
     with mode:
         z_q, loss, (_, _, indices) = quantizer(torch.empty(b, c, h, w))
-        assert (z_q.shape, loss.shape, indices.shape) == ((b, c, h, w), (), (b * 3 * h * w,))
+        assert (z_q.shape, loss.shape, indices.shape) == (
+            (b, c, h, w),
+            (),
+            (b * quantizer.tokens_per_position * h * w,),
+        )
         assert quantizer.eval().get_codebook_entry(indices, (b, h, w, c)).shape == (b, c, h, w)
 
 
@@ -157,7 +165,11 @@ def test_training_on_shapes_counts_no_mask_and_leaves_the_quantizer_as_it_was(wh
         quantizer.to_empty(device="cpu").load_state_dict(untouched.state_dict())
     else:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            used = CodebookTransferQuantizer(60, 24, prior=make_prior()) if where == "built there" else quantizer
+            used = (
+                CodebookTransferQuantizer(60, 24, prior=make_prior(), transfer="graph")
+                if where == "built there"
+                else quantizer
+            )
             for _ in range(2):
                 checks.loss_of(used, torch.empty(shape, requires_grad=True)).backward()
     quantizer.zero_grad(set_to_none=True)

@@ -15,11 +15,12 @@ SLICES = {"joint": 1, "one": 1, "two": 2, "three": 3}
 
 
 def make(parts="two", e_dim=24, n_e=60, seed=0, **options):
-    """A small quantizer with that many slices: ``joint``, ``one``, ``two`` or ``three``."""
+    """A small quantizer of the paper's kind with that many slices: ``joint``, ``one``, ``two`` or ``three``."""
     sizes = {"joint": (30, 50), "one": (30, 50), "two": (30, 50), "three": (20, 30, 25)}[parts]
     prior = make_prior(sizes, seed=seed)
     chosen = {"joint": "joint", "one": ("noun",), "two": prior.parts, "three": prior.parts}[parts]
     n_e = min(n_e, 50) if parts == "one" else n_e
+    options = {"transfer": "graph", "combine": "concat", **options}
     return CodebookTransferQuantizer(n_e, e_dim, prior=prior, parts_of_speech=chosen, **options)
 
 
@@ -400,6 +401,10 @@ REFUSALS = [
     ({"e_dim": 24.0}, "e_dim is 24.0"),
     ({"parts_of_speech": ("adjective", "verb")}, "unknown part of speech 'verb'"),
     ({"parts_of_speech": ("noun", "noun")}, "each part is named once"),
+    ({"parts_of_speech": None}, "parts_of_speech is None; expected names of parts"),
+    ({"parts_of_speech": 2}, "parts_of_speech is 2; expected names of parts"),
+    ({"parts_of_speech": ["noun", 1]}, r"parts_of_speech is \['noun', 1\]; expected names of parts"),
+    ({"parts_of_speech": ()}, r"parts_of_speech is \(\); expected names of parts"),
     ({"transfer": "gnn"}, "unknown transfer 'gnn'; expected one of graph, mlp, linear, table"),
     ({"topk": 0}, "topk is 0 for adjective"),
     ({"topk": {"verb": 2}}, "topk names verb"),
@@ -418,7 +423,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("options", "sentence"), REFUSALS)
 def test_refuses_settings_that_make_no_codebook(options, sentence):
     with pytest.raises(ValueError, match=sentence):
-        CodebookTransferQuantizer(**{"n_e": 60, "e_dim": 24, "prior": make_prior(), **options})
+        CodebookTransferQuantizer(**{"n_e": 60, "e_dim": 24, "prior": make_prior(), "transfer": "graph", **options})
 
 
 def test_refuses_indices_that_name_no_code():

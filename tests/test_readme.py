@@ -20,8 +20,17 @@ BLOCKS = [
     for name, text in TEXT.items()
     for i, block in enumerate(re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S))
 ]
-COMMANDS = ["train", "build-prior", "import-prior", "evaluate", "report", "sample", "patch", "demo"]
-NEEDS = {"vqct_plugin.runs": "pytorch_lightning", "VQModel": "taming", "onnx": "onnxruntime", "torch.export": "torch"}
+COMMANDS = ["train", "build-prior", "import-prior", "evaluate", "report", "sample", "patch", "demo", "completion"]
+NEEDS = {
+    "diffusers": "diffusers",
+    "vqct_plugin.runs": "pytorch_lightning",
+    "VQModel": "taming",
+    "vqct_plugin.train(": "pytorch_lightning",
+    "from vector_quantize_pytorch": "vector_quantize_pytorch",
+    "from transformers": "transformers",
+    "onnx": "onnxruntime",
+    "torch.export": "torch",
+}
 
 
 WINGS_ARE_THERE = sys.version_info >= (3, 10)  # evaluation, reports and priors are for today's releases
@@ -152,13 +161,21 @@ def options_in(text):
 
 
 @needs_wings
-@pytest.mark.parametrize("name", ["Images", "CUB", "LabeledImages"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "datasets.Images", "datasets.CUB", "datasets.LabeledImages", "shards.ShardedImages",
+        "hugging_face.HuggingFaceImages", "datasets.DataModuleFromConfig",
+    ],
+)  # fmt: skip
 def test_every_option_of_a_data_set_is_in_the_table_with_its_default(name):
-    datasets = pytest.importorskip("vqct_plugin.runs.datasets")
-    options = defaults_of(getattr(datasets, name).__init__)
+    file, _, cls = name.partition(".")
+    pytest.importorskip("vqct_plugin.runs.datasets")
+    options = defaults_of(getattr(importlib.import_module(f"vqct_plugin.runs.{file}"), cls).__init__)
     table = dict(rows(section("In a YAML")))
-    shown = options_in(table[f"`vqct_plugin.runs.datasets.{name}`"])
-    if name == "LabeledImages":
+    row = "data.params" if cls == "DataModuleFromConfig" else f"vqct_plugin.runs.{name}"
+    shown = options_in(table[f"`{row}`"].split(": how many")[0])
+    if name == "datasets.LabeledImages":
         del shown["Images"]
         shown.update(options_in(table["`vqct_plugin.runs.datasets.Images`"]))
     nothing = (inspect.Parameter.empty, None)
@@ -183,6 +200,12 @@ def test_every_option_of_a_callback_is_in_the_table_with_its_default(tmp_path):
         for option, default in shown.items():
             value = bool(callback.log_steps) if option == "increase_log_steps" else getattr(callback, option)
             assert default == str(value), option
+    from vqct_plugin.training.word_maps import WordMapLogger
+
+    shown = options_in(table["`lightning.callbacks.word_maps`"])
+    assert shown.pop("params") == ""
+    options = defaults_of(WordMapLogger.__init__)
+    assert shown == {name: str(default) for name, default in options.items() if name != "folder"}
 
 
 def test_every_option_of_the_model_is_in_the_table_with_its_default():

@@ -79,6 +79,7 @@ OTHER = {
     "edge_weight": ({"edge_weight": "log"}, "edge_weight"),
     "transfer": ({"transfer": "mlp"}, "transfer"),
     "l2_normalize": ({"l2_normalize": True}, "l2_normalize"),
+    "combine": ({"combine": "sum"}, "combine"),
 }
 
 
@@ -103,6 +104,17 @@ def test_left_out_settings_are_not_compared():
     state = make("two", topk=2).state_dict()
     del state["settings"]
     make("two").load_state_dict(state, strict=False)
+
+
+def test_a_state_that_does_not_say_how_parts_are_combined_has_slices_of_channels():
+    state = make("two").state_dict()
+    settings = json.loads(bytes(state["settings"].tolist()).decode())
+    assert settings.pop("combine") == "concat"
+    state["settings"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+    assert CodebookTransferQuantizer.from_state_dict(dict(state)).combine == "concat"
+    make("two").load_state_dict(dict(state))
+    with pytest.raises(PriorError, match="combine='concat', this quantizer 'sum'"):
+        make("two", combine="sum").load_state_dict(dict(state))
 
 
 def damage(state, key, value):

@@ -10,6 +10,7 @@ import difflib
 import importlib
 from typing import TYPE_CHECKING, Any, List
 
+from vqct_plugin import pretrained as _pretrained
 from vqct_plugin._version import __version__
 from vqct_plugin.prior import CodebookPrior, PriorError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vqct_plugin.runs.config import ConfigError, DataError
     from vqct_plugin.runs.load import load_run
     from vqct_plugin.stage_2.transformer import Net2NetTransformer
+    from vqct_plugin.training.in_python import train
     from vqct_plugin.usage import CodebookUsage
 
 _WHERE = {
@@ -35,6 +37,7 @@ _WHERE = {
     "GumbelVQ": ("vqct_plugin.hosts.taming", "GumbelVQ"),
     "Net2NetTransformer": ("vqct_plugin.stage_2.transformer", "Net2NetTransformer"),
     "build_prior": ("vqct_plugin.building.build", "build_prior"),
+    "train": ("vqct_plugin.training.in_python", "train"),
     "load_run": ("vqct_plugin.runs.load", "load_run"),
     "ConfigError": ("vqct_plugin.runs.config", "ConfigError"),
     "DataError": ("vqct_plugin.runs.config", "DataError"),
@@ -65,6 +68,7 @@ __all__ = [
     "VQSegmentationModel",
     "GumbelVQ",
     "Net2NetTransformer",
+    "train",
     "load_run",
     "CodebookUsage",
     "PriorError",
@@ -91,6 +95,14 @@ def __getattr__(name: str) -> Any:
 def _build_model(params: Any) -> Any:
     """What the quantizer asks for where it is given a model's params."""
     return importlib.import_module("vqct_plugin.hosts.target").build_model(params)
+
+
+def _open_pretrained() -> Any:
+    """What a prior and a quantizer ask for folders and names on the hub."""
+    return importlib.import_module("vqct_plugin.compat.pretrained")
+
+
+_pretrained.open_wing = _open_pretrained  # the core imports no wing: it is handed this one
 
 
 def __dir__() -> List[str]:

@@ -11,7 +11,13 @@ from vqct_plugin.dropout import move_like
 
 
 class Transfer(nn.Module):
-    """What all transfers share: ``forward`` gives the codes (n, D) of the prior's words, in float32 or float64."""
+    """What all transfers share: ``forward`` gives the codes (n, D) of the prior's words, in float32 or float64.
+
+    Attributes:
+        of_words: whether the words' vectors have a say in which code lies where; otherwise words are mere names.
+    """
+
+    of_words = True
 
     def __init__(self) -> None:
         super().__init__()

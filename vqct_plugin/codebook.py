@@ -9,7 +9,7 @@ import inspect
 import json
 import math
 import os
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
 import torch
@@ -30,20 +30,23 @@ from vqct_plugin._torch import (
     tracing,
     without_autocast,
 )
+from vqct_plugin.additive import add_codes
 from vqct_plugin.dropout import move_like
 from vqct_plugin.frozen import FrozenCodebook
+from vqct_plugin.pretrained import Pretrained
 from vqct_plugin.prior import CodebookPrior, PriorError
 from vqct_plugin.slices import check_flag, make_slices, token_bounds
 from vqct_plugin.state import QuantizerState, read_prior, read_settings
 from vqct_plugin.table import Table, average_codes, check_range
 from vqct_plugin.terms import name_of, record, was_given
-from vqct_plugin.transfer import TransferLike, build_transfer
+from vqct_plugin.transfer import TransferLike, build_transfer, is_averages
 
 PriorLike = Union[str, "os.PathLike[str]", CodebookPrior]
+COMBINATIONS = ("concat", "sum")
 Self = TypeVar("Self", bound="TransferredCodebook")
 
 
-class TransferredCodebook(nn.Module):
+class TransferredCodebook(Pretrained, nn.Module):
     """What all quantizers with a transferred codebook share: its codes, and the way from indices to vectors.
 
     The arguments are explained at :class:`vqct_plugin.CodebookTransferQuantizer`; ``others`` are further arguments of
@@ -66,17 +69,25 @@ class TransferredCodebook(nn.Module):
         sane_index_shape: bool,
         l2_normalize: bool = False,
         channels_last: bool = False,
+        combine: Optional[str] = "concat",
         others: Optional[Mapping[str, Any]] = None,
     ) -> None:
         super().__init__()
+        if combine is not None and combine not in COMBINATIONS:
+            raise ValueError(f"combine is {combine!r}; expected one of {', '.join(COMBINATIONS)}")
         check_flag("sane_index_shape", sane_index_shape)
         check_flag("l2_normalize", l2_normalize)
         check_flag("channels_last", channels_last)
-        joint = parts_of_speech == "joint"
-        if isinstance(parts_of_speech, str) and not joint:
-            parts_of_speech = (parts_of_speech,)
+        joint = isinstance(parts_of_speech, str) and parts_of_speech == "joint"
+        given = [parts_of_speech] if isinstance(parts_of_speech, str) else parts_of_speech
+        named = list(given) if isinstance(given, Iterable) else []
+        if not named or not all(isinstance(part, str) for part in named):
+            raise ValueError(
+                f"parts_of_speech is {parts_of_speech!r}; expected names of parts, such as ('adjective', 'noun'), or "
+                "'joint'"
+            )
         whole = prior if isinstance(prior, CodebookPrior) else CodebookPrior.load(prior)
-        self.prior = whole.select(n_e, None if joint else list(parts_of_speech))
+        self.prior = whole.select(n_e, None if joint else named)
         self.n_e = len(self.prior)
         self.e_dim = e_dim
         self.words = list(self.prior.words)
@@ -84,13 +95,29 @@ class TransferredCodebook(nn.Module):
         self.slices = make_slices(self.prior, joint, topk)
         self.topk = topk
         self.tokens_per_position = sum(s.topk for s in self.slices)
-        if not isinstance(e_dim, int) or e_dim < 1 or e_dim % len(self.slices):
+        whole_codes = takes_whole_codes([s.topk for s in self.slices], l2_normalize)
+        if combine is None:
+            combine = choose_combine(transfer, whole_codes)
+        self.combine = combine
+        # one part has nothing to be added to
+        self._adds = combine == "sum" and len(self.slices) > 1
+        self._channel_slices = 1 if self._adds else len(self.slices)
+        if self._adds and not whole_codes:
+            what = "l2_normalize" if l2_normalize else f"topk {topk}"
+            raise ValueError(f"combine='sum' adds one code of each part as it is; with {what}, use combine='concat'")
+        if not isinstance(e_dim, int) or e_dim < 1 or e_dim % self._channel_slices:
             raise ValueError(
-                f"e_dim is {e_dim!r}; expected a positive multiple of {len(self.slices)}, so that each of "
+                f"e_dim is {e_dim!r}; expected a positive multiple of {self._channel_slices}, so that each of "
                 f"{', '.join(s.name for s in self.slices)} gets an equal slice of the channels (a host's embed_dim)"
             )
         self.transfer = build_transfer(
-            transfer, self.prior, e_dim // len(self.slices), dropout, edge_weight, self.slices
+            transfer,
+            self.prior,
+            e_dim // self._channel_slices,
+            dropout,
+            edge_weight,
+            self.slices,
+            in_turn=self._adds,
         )
         self.sane_index_shape = sane_index_shape
         self.l2_normalize = l2_normalize
@@ -110,6 +137,7 @@ class TransferredCodebook(nn.Module):
                 "edge_weight": edge_weight,
                 "l2_normalize": l2_normalize,
                 "channels_last": channels_last,
+                "combine": combine,
                 "sane_index_shape": sane_index_shape,
                 **(others or {}),
             },
@@ -235,15 +263,16 @@ class TransferredCodebook(nn.Module):
 
     @property
     def embedding(self) -> Table:
-        """``embedding.weight``: the codebook in use (n_e, e_dim / parts), without dropout; ``embedding(indices)``: its
-        rows."""
+        """``embedding.weight``: the codebook in use, without dropout, (n_e, e_dim / parts), or (n_e, e_dim) with
+        ``combine="sum"``; ``embedding(indices)``: its rows."""
         return Table(self._codes_in_use(dropout=False))
 
     def export_codebook(self, part: Optional[str] = None) -> Dict[str, Tensor]:
         """The state of a plain ``VectorQuantizer2(n, e_dim / parts, beta)``: ``{"embedding.weight": (n, ...)}``.
 
         ``part``: only the codes of this part of speech. Each slice of the channels meets the codes of its part alone,
-        so with several parts it takes one ``VectorQuantizer2`` for each to give the same reconstructions.
+        so with several parts it takes one ``VectorQuantizer2`` for each to give the same reconstructions; with
+        ``combine="sum"`` the codes are (n, e_dim), and what they give is added.
         """
         weight = self.embedding.weight.detach().clone()
         if part is not None:
@@ -325,8 +354,11 @@ class TransferredCodebook(nn.Module):
         """The vectors (*positions, C) of tokens (B, T, L)."""
         at = self._check_tokens(tokens.transpose(1, 2).reshape(-1, tokens.shape[1]))
         codes = self._codes_in_use(dropout=False)
-        tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
-        vectors = torch.cat([average_codes(codes, own) for own in tokens_of_slices], dim=1)
+        if self._adds:
+            vectors = add_codes(codes, at)
+        else:
+            tokens_of_slices = at.split([s.topk for s in self.slices], dim=1)
+            vectors = torch.cat([average_codes(codes, own) for own in tokens_of_slices], dim=1)
         if compiling() or tracing() or in_func_transform():  # nothing is raised here; what is refused elsewhere is NaN
             first, last = self._bounds_on(at.device)
             wrong = ((at < first) | (at >= last)).any(dim=1, keepdim=True)
@@ -370,7 +402,7 @@ class TransferredCodebook(nn.Module):
             expected = f"(B, ..., {self.e_dim})" if self.channels_last else f"(B, {self.e_dim}, H, W)"
             raise ValueError(
                 f"z has shape {tuple(z.shape)}; expected {expected}, with one to three spatial dimensions: e_dim is "
-                f"the total number of channels, {len(self.slices)} slice(s) together"
+                f"the total number of channels, {self._channel_slices} slice(s) together"
             )
         if z.numel() == 0:
             raise ValueError(f"z has shape {tuple(z.shape)}, which holds no vector; expected B, H and W >= 1")
@@ -436,6 +468,16 @@ _STALE = "the weights behind a frozen codebook have changed; call freeze_codeboo
 
 def _any_fake(tensors: Sequence[Tensor]) -> bool:
     return any(map(is_fake, tensors))
+
+
+def takes_whole_codes(topk: Iterable[int], l2_normalize: bool) -> bool:
+    """Whether a position takes one code of each part, as it is."""
+    return not l2_normalize and all(k == 1 for k in topk)
+
+
+def choose_combine(transfer: TransferLike, whole_codes: bool) -> str:
+    """What ``combine`` is by default."""
+    return "sum" if whole_codes and is_averages(transfer) else "concat"
 
 
 def _describe_transfer(transfer: TransferLike) -> Any:

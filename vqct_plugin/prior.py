@@ -21,12 +21,14 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from vqct_plugin._files import NotAFileError, printable, write_whole
+from vqct_plugin.pretrained import Pretrained, split_name
 
 __all__ = ["CodebookPrior", "Neighbor", "PriorError"]
 
 FORMAT = "vqct_prior"
 VERSION = 1
 VERSION_WITHIN_PARTS = 2  # of a prior whose edges may tie words of one part; a release that knows 1 only refuses it
+IN_FOLDER = "prior.safetensors"  # what save_pretrained and the hub call the file
 DEFAULT_FILE = Path(__file__).parent / "data" / "default.safetensors"
 
 # What stands in a file, and as what. int32 edges keep a large graph small on disk.
@@ -58,7 +60,7 @@ class Neighbor(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class CodebookPrior:
+class CodebookPrior(Pretrained):
     """Words, their vectors and the edges between them: what a codebook is built from.
 
     The words may come in any order; they are kept sorted by part of speech, then count (the commonest first), then
@@ -258,10 +260,8 @@ class CodebookPrior:
     def save(self, path: PathLike, overwrite: bool = False) -> None:
         """Write the prior file, whole or not at all; an existing file is refused unless ``overwrite``."""
         path = Path(path)
-        # All metadata under one key: safetensors does not fix the order of several, and the bytes have to be the same.
-        data = safetensors_bytes(self.to_arrays(), metadata={FORMAT: _canonical_json(self.header())})
         try:
-            write_whole(path, data, overwrite)
+            write_whole(path, self.to_bytes(), overwrite)
         except FileExistsError:
             raise PriorError(f"{path} exists; pass overwrite=True to replace it") from None
         except NotAFileError as error:
@@ -269,9 +269,18 @@ class CodebookPrior:
         except OSError as error:
             raise PriorError(f"could not write the prior to {path}: {error}") from error
 
+    def to_bytes(self) -> bytes:
+        """The prior file: the same bytes from the same prior."""
+        # All metadata under one key: safetensors does not fix the order of several, and the bytes have to be the same.
+        data: bytes = safetensors_bytes(self.to_arrays(), metadata={FORMAT: _canonical_json(self.header())})
+        return data
+
     @classmethod
     def load(cls, path: PathLike = "default") -> "CodebookPrior":
         """Read a prior file; ``"default"`` is the one shipped in the package.
+
+        Also the folder of a prior, as :meth:`save_pretrained` writes it; and where there is neither, a text
+        ``user/name`` or ``user/name@revision`` is a name on the Hugging Face hub, see :meth:`from_pretrained`.
 
         Raises:
             PriorError: whatever is wrong with the file, and nothing else.
@@ -287,10 +296,14 @@ class CodebookPrior:
         try:
             mode = os.stat(str(file)).st_mode
         except (FileNotFoundError, NotADirectoryError) as error:
+            if split_name(path) is not None:
+                return cls.from_pretrained(path)
             raise PriorError(f"{named} does not exist; build a prior with vqct_plugin.build_prior") from error
         except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be read, a NUL in it
             why = getattr(error, "strerror", None) or error
             raise PriorError(f"{named} cannot be opened: {why}; expected the path of a prior file") from error
+        if stat.S_ISDIR(mode) and (file / IN_FOLDER).is_file():
+            return cls.load(file / IN_FOLDER)
         if not stat.S_ISREG(mode):
             what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
             raise PriorError(f"{named} {what}; a prior is one file; build it with vqct_plugin.build_prior")

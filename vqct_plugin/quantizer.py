@@ -21,12 +21,13 @@ from vqct_plugin._torch import (
     tracing,
     without_autocast,
 )
+from vqct_plugin.additive import add_codes, find_nearest_sum, list_targets
 from vqct_plugin.averages import AveragesTransfer
 from vqct_plugin.codebook import PriorLike, TransferredCodebook
 from vqct_plugin.fused import Quantize, split_slices
 from vqct_plugin.lookup import find_nearest, find_nearest_as_taming
 from vqct_plugin.remap import Remap
-from vqct_plugin.slices import Slice, check_flag
+from vqct_plugin.slices import Slice, check_flag, check_weight
 from vqct_plugin.table import average_codes
 from vqct_plugin.terms import GradientLike, LossTermsLike, gradient_of, loss_terms_of, name_of, record, straight_through
 from vqct_plugin.transfer import TransferLike
@@ -49,10 +50,14 @@ class _SignatureOfInit:
 class CodebookTransferQuantizer(TransferredCodebook):
     """Vector quantization with a codebook transferred from words, in place of taming's ``VectorQuantizer2``.
 
-    The channels are split into one equal slice for each part of speech. Each vector of a slice takes the nearest codes
-    of that part: the mean of the ``topk`` nearest adjectives, the nearest noun. The codes are words' vectors from a
-    language model, passed through a graph network, of which only the weights are learned; a step on one code moves its
-    relatives, so that codes do not die alone.
+    Each code stands for a word, an adjective or a noun, and each position's vector becomes the sum of the adjective's
+    and the noun's code that together come nearest to it. Codes are moving averages of the vectors that chose them,
+    unused ones jump to vectors of the batch, and words that are alike in a language model get codes that are near to
+    each other: what the benchmark found best (docs/does_it_work.md).
+
+    The paper's own is ``transfer="graph", combine="concat"``: the channels are split into one equal slice for each part
+    of speech, each slice takes the nearest codes of that part (the mean of the ``topk`` nearest adjectives, the nearest
+    noun), and the codes are the words' vectors, passed through a graph network of which only the weights are learned.
 
     Args:
         n_e: the number of codes, all parts together (a host's ``n_embed``): the most frequent words of the prior,
@@ -65,19 +70,26 @@ class CodebookTransferQuantizer(TransferredCodebook):
         unknown_index: what an index that is not in ``remap`` becomes: ``"random"``, ``"extra"`` or an integer.
         sane_index_shape: return indices as (B, H, W), or (B, T, H, W) with T tokens per position.
         legacy: True, taming's default and the authors': ``mean((sg(q) - z)^2) + beta * mean((q - sg(z))^2)``. False:
-            beta on the first term instead.
+            beta on the first term instead. Averages have no second term, and ``beta * mean((sg(q) - z)^2)`` with both.
         prior: a prior file, a :class:`CodebookPrior`, or ``"default"``, the one in the package.
-        parts_of_speech: the parts that have a slice each, or ``"joint"``: one codebook over all words and one token per
-            position (the paper's ablation without part of speech; for stage 2 code that assumes one token).
+        parts_of_speech: the parts that give a position one code each, or ``"joint"``: one codebook over all words and
+            one token per position (the paper's ablation without part of speech; for stage 2 code that assumes one
+            token).
         topk: how many of the nearest codes are averaged in the first part (adjectives; the paper's reconstruction
             models use 2), the other parts take their nearest; or a mapping from parts to numbers.
-        transfer: ``"graph"`` (the paper's), or for its ablations ``"mlp"``, ``"linear"``, ``"table"``; or a module of
-            your own, see :class:`vqct_plugin.transfer.ModuleTransfer`.
-        dropout: the probability of the dropout inside the graph network while training.
-        edge_weight: the graph's edges weigh ``"count"``, ``"binary"`` or ``"log"``.
+        transfer: where codes come from. ``"averages"``: moving averages of what chose them, arranged by the words, see
+            :class:`vqct_plugin.averages.AveragesTransfer`. ``"graph"``: the paper's graph network over words' vectors;
+            for its ablations ``"mlp"``, ``"linear"``, ``"table"``; or a module of your own, see
+            :class:`vqct_plugin.transfer.ModuleTransfer`.
+        dropout: the probability of the dropout inside the graph network while training; for ``"graph"`` alone.
+        edge_weight: for ``"graph"``: its edges weigh ``"count"``, ``"binary"`` or ``"log"``.
         l2_normalize: codes and the slices of z are scaled to length 1 first, so that the nearest is the one of the
             highest cosine, as several hosts with few channels have it. The mean of several codes is not scaled again.
         channels_last: z is (B, H, W, e_dim), or a sequence (B, L, e_dim), and z_q likewise.
+        combine: how the codes of several parts make a position's vector. ``"sum"``: each code has all channels, and the
+            vector is their sum, an adjective's and a noun's; both are searched for together. ``"concat"``: each part
+            has a slice of the channels (the paper's). By default ``"sum"`` with ``"averages"``, unless ``topk`` takes
+            several codes of a part or ``l2_normalize`` scales them, which a sum does not know; otherwise ``"concat"``.
         gradient: how z_q's gradient reaches z: ``"straight_through"`` or ``"rotation"``, see :mod:`vqct_plugin.terms`;
             or a function of your own, in a YAML ``package.module.function``.
         loss_terms: further terms of the loss with their weights, beside the two of ``beta``: a mapping from
@@ -133,16 +145,16 @@ class CodebookTransferQuantizer(TransferredCodebook):
         prior: PriorLike = "default",
         parts_of_speech: Union[str, Sequence[str]] = ("adjective", "noun"),
         topk: Union[int, Mapping[str, int]] = 1,
-        transfer: TransferLike = "graph",
+        transfer: TransferLike = "averages",
         dropout: float = 0.5,
         edge_weight: str = "count",
         l2_normalize: bool = False,
         channels_last: bool = False,
+        combine: Optional[str] = None,
         gradient: GradientLike = "straight_through",
         loss_terms: LossTermsLike = None,
     ) -> None:
-        if isinstance(beta, bool) or not isinstance(beta, (int, float)) or not 0 <= beta < float("inf"):
-            raise ValueError(f"beta is {beta!r}; expected a number of 0 or more, such as 0.25")
+        check_weight("beta", beta)
         check_flag("legacy", legacy)
         its_gradient, its_terms = gradient_of(gradient), loss_terms_of(loss_terms)
         super().__init__(
@@ -157,6 +169,7 @@ class CodebookTransferQuantizer(TransferredCodebook):
             sane_index_shape=sane_index_shape,
             l2_normalize=l2_normalize,
             channels_last=channels_last,
+            combine=combine,
             others={
                 "beta": beta,
                 "legacy": legacy,
@@ -197,26 +210,50 @@ class CodebookTransferQuantizer(TransferredCodebook):
         if temp not in (None, 1.0) or rescale_logits or return_logits:
             raise ValueError("temp, rescale_logits and return_logits are for a Gumbel quantizer; leave them out here")
         z_q, commitment, codebook, more, chosen = self._quantize_map(z)
-        loss = commitment + self.beta * codebook if self.legacy else self.beta * commitment + codebook
+        legacy = self.legacy and not isinstance(self.transfer, AveragesTransfer)
+        loss = commitment + self.beta * codebook if legacy else self.beta * commitment + codebook
         return z_q, loss if more is None else loss + more, (None, None, self._arrange_indices(chosen, z))
 
     @eager_before_2_4  # an adapter's forward calls it
     def _quantize_map(self, z: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
         """z_q, the sums over the parts of ``mean((sg(q) - z)^2)``, of ``mean((q - sg(z))^2)`` and of ``loss_terms``, if
-        there are any, and indices (N, T)."""
+        there are any, and indices (N, T). The second is 0 with averages, which take its place."""
         fingerprint = self._check_input(z)
         codes = self._codes_in_use(fingerprint=fingerprint)
         more: Optional[Tensor] = None
         with without_autocast(z.device):
-            if self._one_by_one(z):
+            if self._adds:
+                z_q, commitment, codebook, more, chosen = self._quantize_to_sums(z, codes)
+            elif self._one_by_one(z):
                 z_q, commitment, codebook, more, chosen = self._quantize_one_by_one(z, codes)
             else:
                 z_q, commitment, codebook, chosen = Quantize.apply(z, codes, self.slices, self.channels_last)
-            if self.training and isinstance(self.transfer, AveragesTransfer):
-                rows = at_least_float32(split_slices(z.detach(), len(self.slices), self.channels_last))
-                rows = rows.reshape(len(self.slices), -1, rows.shape[-1])
-                self.transfer.learn(F.normalize(rows, dim=-1) if self.l2_normalize else rows, chosen)
+            if isinstance(self.transfer, AveragesTransfer):
+                codebook = torch.zeros_like(codebook)
+                if self.training:
+                    rows = at_least_float32(split_slices(z.detach(), self._channel_slices, self.channels_last))
+                    rows = rows.reshape(self._channel_slices, -1, rows.shape[-1])
+                    if self._adds:
+                        rows = torch.stack(list_targets(rows[0], codes, chosen))
+                    self.transfer.learn(F.normalize(rows, dim=-1) if self.l2_normalize else rows, chosen)
             return z_q, commitment, codebook, more, chosen
+
+    def _quantize_to_sums(self, z: Tensor, codes: Tensor) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor], Tensor]:
+        """As :meth:`_quantize_one_by_one`, where each part's code has all channels and the codes are added."""
+        more: Optional[Tensor] = None
+        rows = at_least_float32((z if self.channels_last else z.movedim(1, -1)).contiguous())
+        flat = rows.reshape(-1, rows.shape[-1])
+        chosen = find_nearest_sum(flat, codes, self.slices)
+        q = add_codes(codes, chosen).view(rows.shape)
+        commitment, codebook = self._errors_of(q, rows)
+        if self._terms:
+            for s, target, own in zip(self.slices, list_targets(flat, codes.detach(), chosen), chosen.split(1, dim=1)):
+                for term in self._terms:
+                    share = term.of(target, codes[s.first : s.last], own - s.first)
+                    more = share if more is None else more + share
+        z_q = self._passing_gradient(rows, q)
+        z_q = (z_q if self.channels_last else z_q.movedim(-1, 1)).to(z.dtype).contiguous()
+        return z_q, commitment, codebook, more, chosen
 
     def _one_by_one(self, z: Tensor) -> bool:
         """Whether the operations come one by one, each with its own gradient: where they differ from

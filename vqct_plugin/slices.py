@@ -47,6 +47,12 @@ def make_slices(prior: CodebookPrior, joint: bool, topk: Union[int, Mapping[str,
     return slices
 
 
+def check_weight(name: str, weight: Any) -> None:
+    """Refuse what is no finite number of 0 or more."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise ValueError(f"{name} is {weight!r}; expected a number of 0 or more, such as 0.25")
+
+
 def check_flag(name: str, flag: Any) -> None:
     """Refuse what is neither true nor false."""
     if not isinstance(flag, bool):  # the text "False" would be true

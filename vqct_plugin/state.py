@@ -26,7 +26,11 @@ __all__ = ["read_prior"]
 
 ARRAYS = ("vectors", "part_of_speech", "count", "edges", "edge_count")
 #: settings that make another codebook, or another meaning of its indices, out of the same weights
-_DECIDING = ("parts_of_speech", "topk", "transfer", "edge_weight", "l2_normalize")
+_DECIDING = ("parts_of_speech", "topk", "transfer", "edge_weight", "l2_normalize", "combine")
+#: options whose default was another once, and that default
+CHANGED = {"transfer": "graph", "combine": "concat"}
+#: what a state of an earlier version does not say, since there was nothing else
+_BEFORE = {"combine": "concat"}
 #: keys as they were written then, hence the spelling
 _EARLIER = ("transfer.propagated", "transfer.neighbours", "transfer.offsets", "transfer.weights", "transfer.vectors")
 
@@ -76,7 +80,7 @@ class QuantizerState:
                         "averaged; average only the parameters"
                     )
         if theirs["settings"] is not None:
-            self._compare_settings(_json(theirs["settings"], "settings"), prefix)
+            self._compare_settings({**_BEFORE, **_json(theirs["settings"], "settings")}, prefix)
         return [prefix + name for name, value in theirs.items() if value is None]
 
     def _compare(self, theirs: Mapping[str, str]) -> None:
@@ -102,7 +106,7 @@ class QuantizerState:
 def read_settings(state: Mapping[str, Any], prefix: str = "") -> Dict[str, Any]:
     """The arguments of the quantizer whose state is under ``prefix``; empty for one that an earlier version wrote."""
     text = state.get(f"{prefix}settings")
-    return {} if text is None else _json(text, "settings")
+    return {} if text is None else {**_BEFORE, **_json(text, "settings")}
 
 
 def read_prior(state: Mapping[str, Any], prefix: str = "") -> Optional[CodebookPrior]:

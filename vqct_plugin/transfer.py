@@ -111,6 +111,8 @@ class TableTransfer(Transfer):
     """No transfer: a table learned from scratch, begun as taming's ``VectorQuantizer2`` begins (the paper's ablation
     without prior knowledge). The prior gives the number of codes and their names only."""
 
+    of_words = False
+
     def __init__(self, prior: CodebookPrior, code_dim: int) -> None:
         super().__init__()
         n = len(prior)
@@ -172,6 +174,11 @@ _EXPECTED = f"one of {', '.join(TRANSFERS)}, package.module.Class of a torch.nn.
 TransferLike = Union[str, Mapping[str, Any], Callable[..., Any]]
 
 
+def is_averages(transfer: TransferLike) -> bool:
+    """Whether a transfer as it was asked for is ``averages``, with params or without."""
+    return (transfer.get("target") if isinstance(transfer, Mapping) else transfer) == "averages"
+
+
 def build_transfer(
     transfer: TransferLike,
     prior: CodebookPrior,
@@ -179,12 +186,13 @@ def build_transfer(
     dropout: float = 0.5,
     edge_weight: str = "count",
     slices: Optional[Sequence[Slice]] = None,
+    in_turn: bool = False,
 ) -> Transfer:
     """The transfer of that name, or one around a user's own module (see :class:`ModuleTransfer`).
 
     ``dropout`` and ``edge_weight`` belong to the graph; with another transfer, a value other than the default is
     refused rather than ignored. The averages' own arguments come as ``{target: averages, params: {...}}``, and
-    ``slices`` says to them which codes are of one part.
+    ``slices`` says to them which codes are of one part, ``in_turn`` that each part meets what the one before left over.
     """
     params: Mapping[str, Any] = {}
     if isinstance(transfer, Mapping) and transfer.get("target") in TRANSFERS:
@@ -204,11 +212,11 @@ def build_transfer(
             f"edge_weight={edge_weight!r} has no meaning with transfer={transfer!r}: only 'graph' has edges"
         )
     if transfer == "averages":
-        known = list(inspect.signature(AveragesTransfer.__init__).parameters)[4:]
+        known = list(inspect.signature(AveragesTransfer.__init__).parameters)[5:]
         unknown = [name for name in params if name not in known]
         if unknown:
             raise ValueError(f"averages have no argument {unknown[0]!r}; expected some of {', '.join(known)}")
-        return AveragesTransfer(prior, code_dim, slices, **params)
+        return AveragesTransfer(prior, code_dim, slices, in_turn, **params)
     if isinstance(transfer, str):
         others: Dict[str, Any] = TRANSFERS
         return others[transfer](prior, code_dim)

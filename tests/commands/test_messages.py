@@ -13,7 +13,7 @@ import pytest
 from vqct_plugin.commands import messages
 from vqct_plugin.commands.messages import name_flags
 
-COMMANDS = ("build_prior", "evaluate", "import_prior", "patch", "report", "sample", "train", "demo")
+COMMANDS = ("build_prior", "evaluate", "import_prior", "patch", "report", "sample", "train", "demo", "completion")
 
 
 def test_the_examples_in_the_docstrings_run():

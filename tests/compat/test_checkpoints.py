@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from vqct_plugin.compat.checkpoints import CheckpointError, read_state_dict
+from vqct_plugin.compat.checkpoints import CheckpointError, read_state_dict, read_weights
 
 OLD_TORCH = tuple(map(int, torch.__version__.split(".")[:2])) < (1, 13)
 
@@ -158,3 +158,25 @@ def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
     (tmp_path / "s.ckpt").write_bytes(stream[:-40] + struct.pack("<q", -1) + stream[-32:])
     with pytest.raises(CheckpointError):
         read_state_dict(tmp_path / "s.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "ckpt"])
+def test_only_what_is_asked_for_is_read(kind, tmp_path, monkeypatch):
+    weights = {"a.weight": torch.ones(3), "b.weight": torch.zeros(2)}
+    file = tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        arrays = {name: tensor.numpy() for name, tensor in weights.items()}
+        pytest.importorskip("safetensors.numpy").save_file(arrays, file)
+    else:
+        torch.save(weights if kind == "bin" else {"state_dict": weights}, file)
+        from vqct_plugin.compat import checkpoints
+
+        whole, read = checkpoints.materialize, []
+        monkeypatch.setattr(checkpoints, "materialize", lambda *its: read.append(its) or whole(*its))
+    for function in (read_weights, *[read_state_dict] * (kind != "bin")):
+        found = function(file, ("b.",))
+        assert list(found) == ["b.weight"]
+        assert torch.equal(found["b.weight"], weights["b.weight"])
+        assert function(file, ("quantize.",)) == {}
+    if kind != "safetensors":
+        assert len(read) == 1 + (kind == "ckpt")

@@ -68,7 +68,9 @@ def old_loop(model, batches, accumulate, lr, n):
 @pytest.mark.parametrize("cls", ["stock", "vqct"])
 def test_losses_are_those_of_the_loop_written_out(cls, accumulate):
     model = (
-        Stock(**params(loss={"disc_start": 1})) if cls == "stock" else VQModel(**vqct_params(loss={"disc_start": 1}))
+        Stock(**params(loss={"disc_start": 1}))
+        if cls == "stock"
+        else VQModel(**vqct_params(transfer="graph", loss={"disc_start": 1}))
     )
     by_torch = copy.deepcopy(model)
     fit(model, images(5), lr=1e-4, accumulate=accumulate)

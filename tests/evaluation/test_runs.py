@@ -159,7 +159,7 @@ def test_lpips_and_fid_where_their_weights_are(trained, photographs, weights, tm
     root = np.linalg.norm(centered[0] @ centered[1].T, "nuc")
     fid = ((a.mean(0) - b.mean(0)) ** 2).sum() + (centered[0] ** 2).sum() + (centered[1] ** 2).sum() - 2 * root
     assert figures.of_set["rfid"] == pytest.approx(fid, rel=0.02)
-    assert figures.of_set["inception_score"] >= 1
+    assert figures.of_set["inception_score"] >= 1 - 1e-9  # 1 where all images are told alike
     # an environment variable says the same as the argument
     monkeypatch.setenv("VQCT_WEIGHTS", str(weights))
     again = quick([trained["vqct"]], tmp_path / "b", **settings)[0]

@@ -208,14 +208,14 @@ def test_shards_are_of_these_weights(trained, tmp_path, saved):
 
 def test_shards_are_of_this_config(trained, tmp_path):
     """With another topk, the figures and the bits are both of the new model."""
-    run = tmp_path / "run"
+    run, concat = tmp_path / "run", "model.params.combine=concat"
     shutil.copytree(trained["vqct"], run)
     file = run / "checkpoints" / "last.ckpt"
     checkpoint = torch.load(file, weights_only=False)
     del checkpoint["state_dict"]["quantize.settings"]  # which would refuse it
     torch.save(checkpoint, file)
-    both = [quick([run], tmp_path / "a", limit=3, overrides=(f"model.params.topk={k}",))[0] for k in (2, 1)]
-    (alone,) = quick([run], tmp_path / "b", limit=3, overrides=("model.params.topk=1",))
+    both = [quick([run], tmp_path / "a", limit=3, overrides=(f"model.params.topk={k}", concat))[0] for k in (2, 1)]
+    (alone,) = quick([run], tmp_path / "b", limit=3, overrides=("model.params.topk=1", concat))
     assert both[1].values == alone.values != both[0].values
     assert both[1].bits == alone.bits < both[0].bits
 

@@ -81,3 +81,19 @@ def test_the_gpu_agrees_with_the_cpu(device, make):
             results.append([loss.detach(), *checks.gradients(module, leaf)])
         # where rounding makes another choice of code, a few of many vectors differ
         checks.assert_alike(results[1], results[0], 1e-2)
+
+
+def test_averages_are_compiled(device):
+    checks.compiled_gradients_are_eagers(device, checks.averages, "inductor")
+
+
+def test_averages_are_checkpointed(device):
+    checks.checkpointing_changes_nothing(device, checks.averages, False)
+
+
+def test_averages_train_under_autocast(device):
+    checks.trains_under_autocast(device, checks.averages, torch.bfloat16)
+
+
+def test_two_runs_of_averages_are_one(device):
+    checks.two_runs_are_one(device, checks.averages)

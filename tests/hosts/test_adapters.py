@@ -27,6 +27,7 @@ def tensors_in(output):
     """All tensors of a nested output, in order."""
     if isinstance(output, torch.Tensor):
         return [output]
+    output = tuple(output.values()) if isinstance(output, dict) else output
     return [t for one in output for t in tensors_in(one)] if isinstance(output, tuple) else []
 
 
@@ -84,7 +85,7 @@ seen = []
 forward = SharedDropout.forward
 SharedDropout.forward = lambda self, *args: (seen.append(("mask", depth[0] > 0)), forward(self, *args))[1]
 for cls in CLASSES:
-    quantizer = cls(40, 16, prior=make_prior())
+    quantizer = cls(40, 16, prior=make_prior(), transfer="graph")
     check = quantizer._check_input
     quantizer._check_input = lambda z, check=check: (seen.append(("quantizing", depth[0] > 0)), check(z))[1]
     seen.clear()

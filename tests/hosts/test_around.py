@@ -38,7 +38,7 @@ class Averages(torch.nn.Module):
 
 
 def test_averaged_weights_give_their_own_codebook():
-    quantizer = CodebookTransferQuantizer(40, 16, prior=make_prior()).eval()
+    quantizer = CodebookTransferQuantizer(40, 16, prior=make_prior(), transfer="graph").eval()
     averages = Averages(quantizer)
     for p in quantizer.parameters():
         p.data.mul_(3.0)
@@ -53,7 +53,7 @@ def test_averaged_weights_give_their_own_codebook():
 
 
 def test_weights_swapped_under_a_frozen_codebook_are_refused_never_stale():
-    quantizer = CodebookTransferQuantizer(40, 16, prior=make_prior()).eval().freeze_codebook()
+    quantizer = CodebookTransferQuantizer(40, 16, prior=make_prior(), transfer="graph").eval().freeze_codebook()
     averages = Averages(quantizer)
     for value in averages.shadow.values():
         value.mul_(2.0)
@@ -127,7 +127,7 @@ def test_one_codebook_goes_into_a_stock_model_that_reconstructs_the_same(options
 
 def test_two_codebooks_are_a_stock_quantizer_for_each_part():
     quantize = pytest.importorskip("taming.modules.vqvae.quantize")
-    model = VQModel(**vqct_params()).eval()
+    model = VQModel(**vqct_params(combine="concat")).eval()
     z = model.encoder(next(iter(images(1)))["image"].permute(0, 3, 1, 2).contiguous())
     z = model.quant_conv(z)
     halves = []

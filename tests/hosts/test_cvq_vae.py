@@ -27,7 +27,7 @@ def test_cvqs_encodings_are_the_indices(options):
 
 def test_the_hosts_commitment_cost_weighs_the_commitment():
     """``beta * mean((sg(q) - z)^2) + mean((q - sg(z))^2)``, as CVQ-VAE's own quantizer has it."""
-    ours, _ = make_pair(CVQQuantizer, legacy=False, beta=0.7)
+    ours, _ = make_pair(CVQQuantizer, legacy=False, beta=0.7, transfer="graph")
     z = torch.randn(2, 16, 4, 4, requires_grad=True)
     z_q, loss, _ = ours(z)
     (gradient,) = torch.autograd.grad(loss, z)

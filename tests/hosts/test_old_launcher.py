@@ -69,4 +69,4 @@ def test_tamings_launcher_trains_with_our_target(tmp_path, target):
 
     loaded = torch.load(str(checkpoint))
     assert loaded["global_step"] == 6
-    assert "quantize.transfer.layer1.weight" in loaded["state_dict"]
+    assert loaded["state_dict"]["quantize.transfer.steps"] > 0

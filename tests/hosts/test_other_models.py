@@ -155,7 +155,14 @@ def latent_diffusion(tmp_path, monkeypatch):
 
 
 def test_a_latent_diffusion_first_stage_trains_with_averages_of_our_weights(latent_diffusion, tmp_path):
-    given = {**params(), "prior": make_prior(), "dropout": 0.0, "lr_g_factor": 2.0, "use_ema": True}
+    given = {
+        **params(),
+        "prior": make_prior(),
+        "transfer": "graph",
+        "dropout": 0.0,
+        "lr_g_factor": 2.0,
+        "use_ema": True,
+    }
     model = latent_diffusion.VQModel(**given)
     assert model.lr_g_factor == 2.0
     assert any("transfer" in name for name in model.model_ema.names)
@@ -176,7 +183,7 @@ def test_latent_diffusions_unknown_words_are_refused(latent_diffusion):
     with pytest.raises(TypeError, match="VQModel takes no argument 'monitr'; close to it: monitor"):
         latent_diffusion.VQModel(**params(), prior=make_prior(), monitr="x")
     with pytest.raises(ValueError, match="e_dim is 3; expected a positive multiple of 2"):
-        latent_diffusion.VQModel(**params(embed_dim=3), prior=make_prior())
+        latent_diffusion.VQModel(**params(embed_dim=3), prior=make_prior(), combine="concat")
 
 
 def test_without_the_checkout_it_says_what_to_do(monkeypatch):

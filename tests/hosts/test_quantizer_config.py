@@ -49,14 +49,20 @@ def test_the_hosts_random_numbers_are_as_with_its_own_quantizer(prior):
 
 def test_two_quantizers_of_one_model_are_no_twins(prior):
     first, second = (
-        build_quantizer({"target": TARGET, "params": {"prior": prior}}, n_e=40, e_dim=16) for _ in range(2)
+        build_quantizer({"target": TARGET, "params": {"prior": prior, "transfer": "graph"}}, n_e=40, e_dim=16)
+        for _ in range(2)
     )
     assert not torch.equal(first.embedding.weight, second.embedding.weight)
     assert not torch.equal(first.transfer.layer1.weight, second.transfer.layer1.weight)
     x = torch.ones(40, 8)
     masks = [q.transfer.dropout(x, q.transfer.layer1.weight) for q in (first, second)]
     assert not torch.equal(*masks)
-    params = {"prior": prior, "n_e": {"adjective": 10, "noun": 20}, "e_dim": 16}  # where the host gives nothing
+    params = {
+        "prior": prior,
+        "n_e": {"adjective": 10, "noun": 20},
+        "e_dim": 16,
+        "transfer": "graph",
+    }  # where the host gives nothing
     third, fourth = (build_quantizer({"target": TARGET, "params": params}) for _ in range(2))
     assert not torch.equal(third.transfer.layer1.weight, fourth.transfer.layer1.weight)
 
@@ -126,7 +132,7 @@ def test_every_option_of_the_table_is_taken_under_the_hosts_names_too(prior):
         "prior": prior, "n_embed": {"adjective": 10, "noun": 20}, "embed_dim": 16, "beta": 0.5, "legacy": False,
         "unknown_index": "extra", "sane_index_shape": True, "parts_of_speech": ["adjective", "noun"], "topk": 2,
         "transfer": "graph", "dropout": 0.1, "edge_weight": "log", "l2_normalize": True, "channels_last": True,
-        "remap": None, "gradient": "rotation", "loss_terms": None,
+        "remap": None, "gradient": "rotation", "loss_terms": None, "combine": "concat",
     }  # fmt: skip
     taken = {*inspect.signature(CodebookTransferQuantizer).parameters} - {"n_e", "e_dim"}
     assert taken <= set(options)

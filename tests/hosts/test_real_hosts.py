@@ -26,6 +26,7 @@ TARGETS = {
     "LlamaGen": "vqct_plugin.hosts.llamagen.LlamaGenQuantizer",
     "VQGAN-LC": "vqct_plugin.hosts.vqgan_lc.VQGANLCQuantizer",
     "CVQ-VAE": "vqct_plugin.hosts.cvq_vae.CVQQuantizer",
+    "1d-tokenizer": "vqct_plugin.hosts.titok.TiTokQuantizer",
     "SimVQ": "vqct_plugin.hosts.simvq.SimVQQuantizer",
 }
 HEADS = ("taming/modules/autoencoder/lpips", "src/IBQ/modules/autoencoder/lpips", "tokenizer/tokenizer_image/cache")
@@ -117,12 +118,14 @@ def test_without_quantizer_config_the_host_is_bitwise_what_it_was(checkout, torc
     assert same(before, run(checkout, "stock", torch_home))
 
 
+@pytest.mark.parametrize("transfer", ["averages", "graph"])
 @pytest.mark.parametrize("tokens", [1, 2, 3])
 @pytest.mark.parametrize("checkout", [*NAMES, "SimVQ"], indirect=True)
-def test_the_host_trains_saves_loads_and_decodes_with_vqct(checkout, torch_home, tokens):
+def test_the_host_trains_saves_loads_and_decodes_with_vqct(checkout, torch_home, tokens, transfer):
     if checkout.name != "SimVQ":
         patch_host(checkout)
     params = {1: {"parts_of_speech": "joint"}, 2: {}, 3: {"topk": 2}}[tokens]
+    params["transfer"] = transfer
     config = {"target": TARGETS.get(checkout.name, "vqct_plugin.Quantizer"), "params": params}
     assert run(checkout, "vqct", torch_home, config)["tokens"] == tokens
 

@@ -23,7 +23,7 @@ def test_simvqs_breakdown_has_the_loss_as_its_commitment(options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_maps_of_one_dimension_are_served_as_of_two(options):
     """(B, C, T), as of SimVQ's speech codec: what (B, C, T, 1) gives."""
-    ours, _ = make_pair(SimVQQuantizer, **options)
+    ours = make_pair(SimVQQuantizer, **options)[0].eval()
     z = torch.randn(2, 16, 12)
     (z_q, _, indices), breakdown = ours(z)
     (as_map, _, of_map), its = ours(z[..., None])

@@ -53,7 +53,8 @@ def test_every_option_of_the_quantizer_is_taken():
     options = {
         "prior": make_prior((20, 30)), "parts_of_speech": ["adjective", "noun"], "topk": 2, "transfer": "graph",
         "dropout": 0.25, "edge_weight": "log", "legacy": False, "beta": 0.5,
-        "l2_normalize": True, "channels_last": False, "gradient": "rotation", "loss_terms": {"commitment": 0.1},
+        "l2_normalize": True, "channels_last": False, "combine": "concat", "gradient": "rotation",
+        "loss_terms": {"commitment": 0.1},
     }  # fmt: skip
     keywords = {
         name
@@ -103,11 +104,14 @@ def test_the_hosts_arguments_reach_the_quantizer():
     assert model.encode(x)[2][2].shape == (2, 2, 8, 8)
     assert model.monitor == "val/rec_loss"
     with pytest.raises(ValueError, match="expected a positive multiple of 2"):
-        VQModel(**vqct_params(embed_dim=15))
+        VQModel(**vqct_params(embed_dim=15, combine="concat"))
 
 
-def test_ddp_has_nothing_of_the_quantizer_to_send_round():
+def test_ddp_has_nothing_of_the_quantizer_to_send_round_but_averages():
     model = VQModel(**vqct_params())
+    names = [f"quantize.transfer.{name}" for name in ("counts", "sums", "steps")]
+    assert [name for name, _ in model.named_buffers() if name.startswith("quantize.")] == names
+    model = VQModel(**vqct_params(transfer="graph"))
     assert not [name for name, _ in model.named_buffers() if name.startswith("quantize.")]
 
 

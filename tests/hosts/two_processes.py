@@ -35,7 +35,7 @@ class PlainDescent(VQModel):
 
 def main(processes, accumulate, path):
     torch.manual_seed(0)
-    model = PlainDescent(**vqct_params(dropout=0.5))
+    model = PlainDescent(**vqct_params(transfer="graph", dropout=0.5))
     options = {}
     if processes == "two":
         # spawning pickles the model, so that is tried here too

@@ -10,7 +10,7 @@ import pytest
 from tests.report.sight import SIGHTS, measure_least, parse, see
 from vqct_plugin._drawing import COLORS, ON_DARK, color_places, format_colors
 from vqct_plugin.report import page
-from vqct_plugin.report.words import color_codes
+from vqct_plugin.runs.words import color_codes
 
 CSS = (Path(page.__file__).parent / "page.css").read_text(encoding="utf-8")
 OF_RUNS = np.array(re.findall(r"--run\d: (#[0-9a-f]{6})", CSS)).reshape(2, 4)  # on light, on dark

@@ -11,14 +11,8 @@ pytest.importorskip("torchmetrics")
 from tests.conftest import make_prior
 from tests.evaluation.test_metrics import Model
 from vqct_plugin.quantizer import CodebookTransferQuantizer
-from vqct_plugin.report.words import (
-    color_codes,
-    count_each_image,
-    encode_images,
-    find_commonest,
-    find_telling,
-    list_words,
-)
+from vqct_plugin.report.words import count_each_image, encode_images, find_commonest, find_telling
+from vqct_plugin.runs.words import color_codes, list_words
 
 
 def test_telling_words_are_those_of_the_contingency_table():
@@ -80,6 +74,13 @@ def test_large_images_are_encoded_in_tiles():
     assert torch.equal(found.reconstructions[:, :, 16:, 16:32], one.reconstructions)
     with pytest.raises(ValueError, match="expected multiples of the tile's side, 20"):
         encode_images(model, images, tile=20)
+
+
+@pytest.mark.parametrize("transfer", ["table", {"target": "averages", "params": {"arrange_steps": 0}}])
+def test_codes_that_no_word_arranged_are_called_by_their_numbers(transfer):
+    quantizer = CodebookTransferQuantizer(40, 8, prior=make_prior(), transfer=transfer)
+    words, parts, _ = list_words(quantizer)
+    assert (words[:2], len(words), tuple(parts)) == (["code 0", "code 1"], 40, quantizer.parts)
 
 
 def test_stock_codes_are_called_by_their_numbers():

@@ -12,8 +12,9 @@ pytest.importorskip("pytorch_lightning")
 pytest.importorskip("omegaconf")
 from PIL import Image
 
+from vqct_plugin.runs.batches import Batches, Items
 from vqct_plugin.runs.config import ConfigError, DataError
-from vqct_plugin.runs.datasets import CUB, Batches, DataModuleFromConfig, Images, LabeledImages, _Items
+from vqct_plugin.runs.datasets import CUB, DataModuleFromConfig, Images, LabeledImages
 from vqct_plugin.runs.photographs import FILES, Photographs
 
 
@@ -28,7 +29,7 @@ class Noise(torch.utils.data.Dataset):
 
 
 def batches(epoch=0, begin=0, workers=0, processes=1, rank=0, batch_size=3, dataset=None, shuffle=True):
-    items = _Items(dataset if dataset is not None else Noise(), 23, "data.params.train")
+    items = Items(dataset if dataset is not None else Noise(), 23, "data.params.train")
     sampler = DistributedSampler(items, processes, rank, shuffle=shuffle, seed=23)
     return Batches(items, sampler, batch_size, workers, lambda: (epoch, begin))
 
@@ -213,6 +214,13 @@ def test_the_data_module_refuses_what_it_cannot_use():
         DataModuleFromConfig(2, photographs(length=0)).setup()
     with pytest.raises(ConfigError, match=r"takes no data\.params\.train\.params\.lenght; did you mean length\?"):
         DataModuleFromConfig(2, photographs(lenght=3)).setup()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_workers", "seed", "max_damaged"])
+@pytest.mark.parametrize("value", [-1, "3", True, 1.5])
+def test_what_is_no_number_is_refused(name, value):
+    with pytest.raises(DataError, match=rf"{name} is {value!r}; expected an integer of [01] or more"):
+        DataModuleFromConfig(**{"batch_size": 2, name: value})
 
 
 def test_workers_are_at_most_one_a_core(monkeypatch):

@@ -116,7 +116,8 @@ def test_a_first_stage_trains_on_its_data_set(tree, file):
     overrides = [*given(tree, file), *small(), *SIZES, "model.params.embed_dim=32", "model.params.n_embed=64"]
     model = trained(tree, [file, "over/without_lpips.yaml"], overrides)
     assert model.global_step == 2
-    assert model.quantize.tokens_per_position == 3
+    assert model.quantize.tokens_per_position == 2
+    assert model.quantize.combine == "sum"
     data = model.trainer.datamodule.datasets
     paths = [{str(path) for path in data[split].paths} for split in ("train", "validation")]
     assert paths[0]
@@ -146,11 +147,17 @@ def test_the_files_over_a_base_say_what_they_mean(tree, monkeypatch):
         files = [FIRST[0], "over/without_lpips.yaml", *(f"over/{name}.yaml" for name in over)]
         return build_model(load_config([CONFIGS / file for file in files], overrides)).quantize
 
-    assert quantizer().tokens_per_position == quantizer("topk_2").tokens_per_position == 3
-    assert quantizer("topk_1").tokens_per_position == 2
+    papers = quantizer("paper")
+    assert (type(papers.transfer).__name__, papers.combine, papers.tokens_per_position) == (
+        "GraphTransfer",
+        "concat",
+        3,
+    )
+    assert (type(quantizer().transfer).__name__, quantizer().combine) == ("AveragesTransfer", "sum")
+    assert quantizer("topk_2").tokens_per_position == 3
+    assert quantizer().tokens_per_position == quantizer("paper", "topk_1").tokens_per_position == 2
     assert quantizer("without_part_of_speech").tokens_per_position == 1
-    kinds = {name: type(quantizer(name).transfer).__name__ for name in ("mlp", "no_transfer", "no_prior", "averages")}
-    assert kinds.pop("averages") == "AveragesTransfer"
+    kinds = {name: type(quantizer("paper", name).transfer).__name__ for name in ("mlp", "no_transfer", "no_prior")}
     assert kinds == {"mlp": "MLPTransfer", "no_transfer": "LinearTransfer", "no_prior": "TableTransfer"}
     assert len(quantizer("glove").words) == 40
     assert type(quantizer("stock_vqgan")).__module__ == "taming.modules.vqvae.quantize"

@@ -153,3 +153,15 @@ def test_a_run_resumes_where_its_prior_file_is_gone(tmp_path):
     assert resumed.model.quantize.n_e == 64
     (configs,) = {f"prior: {file}" in path.read_text() for path in (folder / "configs").glob("*-project.yaml")}
     assert configs  # not the file that the prior was handed over in
+
+
+def test_a_run_from_before_its_defaults_changed_goes_on_as_what_it_was(tmp_path):
+    own = write(tmp_path, length=8, transfer="graph", combine="concat")
+    folder = run([own], WORDS, trainer={"max_steps": 2}, logdir=tmp_path / "logs").folder
+    (kept,) = (folder / "configs").glob("*-project.yaml")
+    kept.write_text("".join(line for line in kept.open() if "transfer:" not in line and "combine:" not in line))
+    resumed = run(resume=folder, trainer={"max_steps": 3})
+    assert load(folder)["global_step"] == 3
+    assert resumed.model.quantize.settings["transfer"] == "graph"
+    newest = max((folder / "configs").glob("*-project.yaml"))
+    assert "transfer: graph" in newest.read_text()

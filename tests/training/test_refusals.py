@@ -83,6 +83,18 @@ def test_a_check_builds_the_model_without_its_loss_and_writes_nothing(here):
         check([here / "tiny.yaml"], ["model.params.n_embed=999999"])
     with pytest.raises(ConfigError, match="did you mean save_top_k"):
         check([here / "tiny.yaml"], ["lightning.modelcheckpoint.params.save_topk=1"])
+    for logger, sentence in (
+        ("=wandbb", r"lightning\.logger is 'wandbb'; expected tensorboard, wandb"),
+        ("=[tensorboard,trakio]", r"lightning\.logger is 'trakio'"),
+        (".target=pytorch_lightning.loggers.CVSLogger", r"has no CVSLogger; did you mean CSVLogger"),
+        ("={target: no.such.Logger}", "there is no module no"),
+        ("=5", r"lightning\.logger is 5; expected tensorboard, wandb, trackio, a list of these, or a mapping"),
+        ("={target: tensorboard, parms: {}}", r"lightning\.logger has the key parms; expected target and params"),
+        ("={target: tensorboard, params: 3}", r"lightning\.logger\.params is 3; expected a mapping"),
+        ("={target: pytorch_lightning.loggers.CSVLogger, params: {nam: x}}", r"params\.nam; did you mean name"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            check([here / "tiny.yaml"], [f"lightning.logger{logger}"])
     assert [p.name for p in here.iterdir()] == ["tiny.yaml"]
 
 

@@ -88,6 +88,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path, monkey
     for folder in (one, two):
         folder.mkdir()
     words = ["--max_steps", 6, "model.params.ddconfig.dropout=0.0", "model.base_learning_rate=1e-4"]
+    words += ["model.params.transfer=graph"]  # averages start from the vectors of one process
     monkeypatch.chdir(one)
     alone = map(str, ["-b", write(one, batch_size=4, length=24, disc_start=100), *words])
     assert main(list(alone)) == 0
@@ -108,7 +109,7 @@ def test_two_processes_train_what_one_does_with_twice_the_batch(tmp_path, monkey
     for checkpoint in (a, b):
         params = config()["model"]["params"]
         params["ddconfig"]["dropout"] = 0.0
-        model = VQModel(**params).eval()
+        model = VQModel(**params, transfer="graph").eval()
         model.load_state_dict(checkpoint["state_dict"])
         models.append(model)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""``vqct-demo``: a small VQGAN on real photographs, stock and VQCT, with a table and a page at the end."""
+"""``vqct-demo``: a small VQGAN on real photographs with three codebooks, and a table and a page at the end."""
 
 import argparse
 import sys
@@ -8,10 +8,10 @@ from typing import Optional, Sequence
 from vqct_plugin.commands.messages import add_set_flag, name_flags, show_messages
 
 DESCRIPTION = """\
-Train a small VQGAN on the photographs of scikit-image three times: with taming's quantizer; with only
-model.target changed to vqct_plugin.VQModel; and with that plus parts_of_speech=joint, which has one token per position
-and so as many bits per image as taming's.
-It takes about twelve minutes on two CPU cores, and uses a GPU if there is one. At the end it prints a
+Train a small VQGAN on the photographs of scikit-image three times, each time with codebooks of 399 and 625 codes, and
+so at equal bits: with taming's learned tables; with moving averages that restart unused codes (EMA); and as VQCT, which
+is taming's YAML with model.target changed to vqct_plugin.VQModel.
+It takes six to twelve minutes on two CPU cores, and uses a GPU if there is one. At the end it prints a
 table and writes a page with held-out photographs and the words of their codes. If interrupted, run it again with the
 same flags to resume.
 """

@@ -11,9 +11,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The command's flags, one for each argument of ``evaluate_runs``."""
     parser = argparse.ArgumentParser(
         prog="vqct-evaluate",
-        description="PSNR, SSIM, MS-SSIM, L1, LPIPS, reconstruction FID, inception score and use of the codebook of "
-        "one or several trained first stages, stock or VQCT, on the same images. "
-        "An interrupted evaluation resumes where it stopped.",
+        description="PSNR, SSIM, MS-SSIM, L1, LPIPS, reconstruction FID, inception score, a Fréchet distance over "
+        "EfficientNet-Lite0 and use of the codebook of one or several trained first stages, stock or VQCT, on the "
+        "same images. An interrupted evaluation resumes where it stopped.",
     )
     add_evaluation_flags(parser)
     parser.add_argument(

@@ -1,6 +1,7 @@
 """``vqct-train``: taming's launcher with the same flags, on today's Lightning."""
 
 import argparse
+import json
 import sys
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -10,7 +11,7 @@ DESCRIPTION = """\
 Train a taming-transformers YAML, stock or VQCT, on today's Lightning.
 
   vqct-train --base configs/custom_vqgan.yaml -t True --gpus 0, model.target=vqct_plugin.VQModel
-  vqct-train --base vqct:cub_vqct.yaml vqct:over/topk_1.yaml --gpus 0, ...
+  vqct-train --base vqct:cub_vqct.yaml vqct:over/paper.yaml --gpus 0, ...
 
 vqct:NAME is a config of the package; a wrong NAME lists them all.
 
@@ -60,7 +61,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check configs, devices, data and model, print a summary, and stop; nothing is written",
+        help="check configs, devices, data, loggers and model, print a summary, and stop; nothing is written",
+    )
+    parser.add_argument(
+        "--schema",
+        action="store_true",
+        help="print a JSON schema of the YAML, with which an editor completes and checks one, and stop",
     )
     parser.add_argument("--gpus", default=None, metavar="LIST", help="indices of GPUs, as taming takes them: 0, or 0,1")
     _add_boolean_flag(parser, "-d", "--debug", default=False, help="open the debugger at an error")
@@ -88,6 +94,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     # `--base a.yaml key=value`: argparse takes both for files
     base, swallowed = split_overrides(options.base)
     try:
+        if options.schema:
+            from vqct_plugin.training.schema import make_schema
+
+            print(json.dumps(make_schema(), indent=1))
+            return 0
         from vqct_plugin.training.launcher import check, run
     except ImportError as error:
         print(f"vqct-train: {error}; install what it needs with: pip install 'vqct-plugin[train]'", file=sys.stderr)

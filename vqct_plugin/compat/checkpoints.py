@@ -24,8 +24,14 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, or does not fit the model."""
 
 
-def read_state_dict(path: Any) -> Dict[str, Any]:
+def read_state_dict(path: Any, prefixes: Tuple[str, ...] = ("",)) -> Dict[str, Any]:
     """The ``state_dict`` of a Lightning checkpoint, on the CPU. Optimizer states and the rest are not even read.
+
+    A ``.safetensors`` file is the state dict itself.
+
+    Args:
+        path: of the file.
+        prefixes: only keys that begin with one of these are read.
 
     Returns:
         A dict from each key to its tensor (or plain value, for a module's extra state).
@@ -33,6 +39,8 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
     Raises:
         CheckpointError: no such file, not a checkpoint, or one without a ``state_dict``.
     """
+    if _is_safetensors(path):
+        return _read_safetensors(path, prefixes)
     with _open_checkpoint(path) as (checkpoint, storage):
         if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
             holds = (
@@ -44,11 +52,35 @@ def read_state_dict(path: Any) -> Dict[str, Any]:
                 f"{path} has no state_dict, it holds {holds}; ckpt_path takes a checkpoint as Lightning writes "
                 'it: {"state_dict": {name: tensor, ...}, ...}'
             )
-        weights = {str(key): materialize(value, storage) for key, value in checkpoint["state_dict"].items()}
+        weights = _materialize(checkpoint["state_dict"], storage, prefixes)
     for key, value in weights.items():
         if isinstance(value, Inert):
             raise CheckpointError(f"{path}: state_dict[{key!r}] is a {type(value).__name__}, expected a tensor")
     return weights
+
+
+def read_weights(path: Any, prefixes: Tuple[str, ...] = ("",)) -> Dict[str, Any]:
+    """The tensors of a file of weights, on the CPU; nothing in it is run.
+
+    It is ``.safetensors``, or a state dict that ``torch.save`` wrote, bare or under the key ``state_dict``.
+    ``prefixes``: as for :func:`read_state_dict`.
+
+    Raises:
+        CheckpointError: no such file, or it holds no state dict.
+    """
+    if not os.path.isfile(path):
+        raise CheckpointError(f"there is no file {path}")
+    if _is_safetensors(path):
+        return _read_safetensors(path, prefixes)
+    with _open_checkpoint(path) as (found, storage):
+        found = found.get("state_dict", found) if isinstance(found, Mapping) else found
+        if not isinstance(found, Mapping):
+            raise CheckpointError(f"{path} holds a {type(found).__name__}; expected a state dict, name -> tensor")
+        return _materialize(found, storage, prefixes)
+
+
+def _materialize(found: Mapping[Any, Any], storage: Any, prefixes: Tuple[str, ...]) -> Dict[str, Any]:
+    return {str(key): materialize(value, storage) for key, value in found.items() if str(key).startswith(prefixes)}
 
 
 def read_step(path: Any) -> int:
@@ -65,12 +97,43 @@ def read_step_and_time(path: Any) -> Tuple[int, float]:
 
     The time is what ``vqct-train`` notes in it, which a copy keeps; of other checkpoints it is the file's.
     """
+    if _is_safetensors(path):
+        return _read_safetensors_step(path), os.stat(path).st_mtime
     with _open_checkpoint(path) as (checkpoint, _):
         noted = checkpoint if isinstance(checkpoint, Mapping) else {}
         step, written = noted.get("global_step"), noted.get(WRITTEN)
     if not isinstance(written, float):
         written = os.stat(path).st_mtime
     return step if isinstance(step, int) else -1, written
+
+
+def _is_safetensors(path: Any) -> bool:
+    return str(path).endswith(".safetensors") and os.path.isfile(str(path))
+
+
+def _read_safetensors(path: Any, prefixes: Tuple[str, ...]) -> Dict[str, Any]:
+    import torch
+    from safetensors import safe_open
+
+    framework = "pt" if hasattr(torch, "frombuffer") else "np"  # before 1.10, which safetensors does not serve
+    try:
+        with safe_open(str(path), framework=framework) as file:
+            names = [name for name in file.keys() if name.startswith(prefixes)]  # noqa: SIM118
+            weights = {name: torch.as_tensor(file.get_tensor(name)) for name in names}
+    except Exception as error:  # of safetensors' own parser, or of the system
+        raise CheckpointError(f"{path} is not a readable safetensors file ({type(error).__name__}: {error})") from error
+    return weights
+
+
+def _read_safetensors_step(path: Any) -> int:
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), framework="np") as file:
+            step = str((file.metadata() or {}).get("step", ""))
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a readable safetensors file ({type(error).__name__}: {error})") from error
+    return int(step) if step.isdigit() else -1
 
 
 @contextmanager

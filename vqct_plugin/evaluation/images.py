@@ -106,6 +106,12 @@ def to_jpeg(images: Tensor) -> List[Any]:
     return read
 
 
+def to_pixels(images: Tensor, protocol: str) -> Tensor:
+    """(B, 3, H, W) uint8 of images in [-1, 1], as networks see them: rounded, with ``"vqct"`` also written as JPEG."""
+    pixels = np.stack([np.asarray(i) for i in to_jpeg(images)]) if protocol == "vqct" else to_bytes(images)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
 def _compute_psnr(a: Any, b: Any) -> float:
     error = float(np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2))
     return float("inf") if error == 0 else float(20 * np.log10(255 / np.sqrt(error)))

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqct_plugin.evaluation.images import to_bytes, to_jpeg
+from vqct_plugin.evaluation.images import to_pixels
 from vqct_plugin.evaluation.measure import Conditions, Figure, Measure
 from vqct_plugin.evaluation.weights import load_inception
 
@@ -29,14 +29,9 @@ class InceptionMeasures(Measure):
         if self.network is None:
             return
         for kind, images in (("original", originals), ("reconstruction", reconstructions)):
-            pixels = self._get_pixels(images).to(self.conditions.device)
+            pixels = to_pixels(images, self.conditions.protocol).to(self.conditions.device)
             for name, rows in zip(("features", "logits"), self.network(pixels)):
                 self.keep(f"{kind}_{name}", rows.float())
-
-    def _get_pixels(self, images: Tensor) -> Tensor:
-        jpeg = self.conditions.protocol == "vqct"
-        pixels = np.stack([np.asarray(image) for image in to_jpeg(images)]) if jpeg else to_bytes(images)
-        return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
     def compute(self) -> Dict[str, Union[float, np.ndarray]]:
         if "original_features" not in self.rows:

@@ -10,6 +10,7 @@ from vqct_plugin.evaluation.shards import evaluate_run, make_settings
 from vqct_plugin.evaluation.tables import write_tables
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
+from vqct_plugin.runs.published import name_published
 
 __all__ = ["evaluate_runs"]
 
@@ -32,7 +33,8 @@ def evaluate_runs(
     runs differ in bits per image.
 
     Args:
-        runs: run folders or checkpoints; or what :func:`vqct_plugin.runs.load.load_first_stage` has loaded of them.
+        runs: run folders or checkpoints, or names on the hub; or what
+            :func:`vqct_plugin.runs.load.load_first_stage` has loaded of them.
         output: a folder for the tables, see :func:`~vqct_plugin.evaluation.tables.write_tables`, and the shards; None
             keeps the shards in ``evaluation/`` and writes nothing else.
         names: what to call the runs; by default their folders' names.
@@ -71,8 +73,12 @@ def name_runs(runs: Sequence[Union[str, Path, Trained]], given: Sequence[str] = 
         return list(given)
     names: List[str] = []
     for run in runs:
-        path = Path(run.checkpoint if isinstance(run, Trained) else run).resolve()
-        name = path.parent.parent.name if path.is_file() else path.name
+        path = Path(run.checkpoint if isinstance(run, Trained) else run)
+        if path.suffix == ".safetensors":  # as on the hub
+            name = name_published(path)
+        else:
+            path = path.resolve()
+            name = path.parent.parent.name if path.is_file() else path.name
         number = next(i for i in range(1, len(names) + 2) if (f"{name} ({i})" if i > 1 else name) not in names)
         names.append(f"{name} ({number})" if number > 1 else name)
     return names

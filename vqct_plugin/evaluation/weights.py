@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, Tuple, Union
 import torch
 from torch import Tensor
 
+from vqct_plugin.runs.backbones import EfficientNetLite0
 from vqct_plugin.runs.config import ConfigError, DataError
 
 VGG = "vgg16-397923af.pth"  # torchvision's
@@ -93,6 +94,18 @@ def load_inception(device: Any, weights: Union[str, Path, None] = None) -> Tuple
     features = ["2048", "logits_unbiased"]
     network = _build(file, lambda: FeatureExtractorInceptionV3("inception-v3-compat", features, str(file)))
     return network.to(device).eval(), ""
+
+
+@lru_cache(maxsize=2)
+def load_efficientnet(device: Any) -> Tuple[Optional[Any], str]:
+    """EfficientNet-Lite0, from images (B, 3, H, W) in [-1, 1] to features by its ``pool``, (B, 1280); or None, and why.
+
+    Its weights are in a package.
+    """
+    try:
+        return EfficientNetLite0().to(device), ""
+    except ConfigError as error:
+        return None, str(error)
 
 
 def _build(file: Path, build: Callable[[], Any]) -> Any:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 import torch
 
@@ -52,7 +52,7 @@ def add_up(n_embed: Any) -> Any:
     return sum(n_embed.values()) if isinstance(n_embed, Mapping) else n_embed
 
 
-def install(model: Any, quantizer: type, *args: Any, **options: Any) -> None:
+def install(model: Any, quantizer: Callable[..., Any], *args: Any, **options: Any) -> None:
     """Build a quantizer and put it in the place of the host's.
 
     Nothing else differs from the host: the state of the random numbers is restored, so that a run of the same seed sees

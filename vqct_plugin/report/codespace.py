@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+_ROUNDING = 1e-6  # of a code's length
+
 
 def get_codebook(quantizer: Any) -> Tensor:
     """The codes (n_e, D) of a quantizer, stock or ours, on the CPU, as evaluation uses them."""
@@ -86,7 +88,8 @@ class Step(NamedTuple):
 
 
 def take_step(model: Any, images: Tensor, learning_rate: float = 1e-4) -> Step:
-    """One step of Adam, as the first of a training, on a copy of a model's quantizer; the model stays as it is.
+    """One step of Adam, as the first of a training, or of moving averages, on a copy of a model's quantizer; the model
+    stays as it is.
 
     Codes are learned from the quantizer's own loss alone, which is all that is computed here.
 
@@ -107,13 +110,16 @@ def take_step(model: Any, images: Tensor, learning_rate: float = 1e-4) -> Step:
     finally:
         model.train(was_training)
     before = get_codebook(quantizer).clone()
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=learning_rate, betas=(0.5, 0.9))
+    learned = [*quantizer.parameters()]
     with torch.enable_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)  # dropout
-        _, loss, (_, _, indices) = quantizer(z)
-        loss.backward()
-    optimizer.step()
+        _, loss, (_, _, indices) = quantizer(z)  # averages move in this pass already
+        if learned:
+            optimizer = torch.optim.Adam(learned, lr=learning_rate, betas=(0.5, 0.9))
+            loss.backward()
+            optimizer.step()
     distance = (get_codebook(quantizer) - before).norm(dim=1).numpy()
+    distance[distance < _ROUNDING * before.norm(dim=1).numpy()] = 0.0  # a quotient of averages is rounded anew
     chosen = np.bincount(indices.reshape(-1).cpu().numpy(), minlength=len(before)) > 0
     return Step(chosen, distance)
 

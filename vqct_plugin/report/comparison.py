@@ -1,4 +1,4 @@
-"""The demo (``vqct-demo``): one taming YAML trained stock, with our target, and with it at equal bits, compared."""
+"""The demo (``vqct-demo``): one taming YAML trained with three codebooks of equal bits, compared."""
 
 import datetime
 import json
@@ -28,11 +28,16 @@ PHOTOGRAPHS = Path(__file__).parent.parent / "data" / "photographs_vqgan.yaml"
 ARGUMENTS = "comparison.json"  # in a comparison's folder: what it was asked for
 FINISHED = "table.md"  # there too, once all else is
 OURS = "model.target=vqct_plugin.VQModel"
-#: name -> what is changed in the stock YAML; ``joint`` has one token per position, and so the bits of stock
+#: name -> what is changed in the stock YAML: codebooks of the same sizes, so of the same bits. ``stock`` is taming's
+#: learned table, and ``EMA`` moving averages with restarts, one for each half of the channels; ``VQCT`` the default
 MODELS: Mapping[str, Sequence[str]] = {
-    "stock": (),
+    "stock": (OURS, "model.params.transfer=table"),
+    "EMA": (
+        OURS,
+        "model.params.transfer={target: averages, params: {arrange_steps: 0}}",
+        "model.params.combine=concat",
+    ),
     "VQCT": (OURS,),
-    "VQCT-joint": (OURS, "model.params.parts_of_speech=joint"),
 }
 
 
@@ -66,7 +71,7 @@ def compare(
     tiles_shown: int = 1,
     models: Mapping[str, Sequence[str]] = MODELS,
 ) -> Comparison:
-    """Train a stock taming YAML, then the same with ``model.target: vqct_plugin.VQModel``, and show all.
+    """Train one stock taming YAML with several codebooks, and show all.
 
     All see the same batches. The figures are of the validation set. An interrupted comparison resumes
     when called again with the same arguments.
@@ -79,7 +84,7 @@ def compare(
         seed: of all.
         tiles_shown: the factor by which images on the report's page are wider than those of validation, whose data set
             then takes a ``size``.
-        models: name -> its own ``key=value``; by default stock, VQCT, and VQCT with one token per position, ``joint``.
+        models: name -> its own ``key=value``; by default :data:`MODELS`, three codebooks of the same sizes.
 
     Raises:
         ConfigError, DataError, OSError: as :func:`vqct_plugin.training.launcher.run`.

@@ -20,7 +20,8 @@ def read_log(run: Union[str, Path]) -> Dict[str, Curve]:
     """
     folder = Path(run)
     if folder.is_file():
-        folder = folder.parent.parent
+        # weights as the hub has them lie in the run's folder itself, and around that may be other runs
+        folder = folder.parent if folder.suffix == ".safetensors" else folder.parent.parent
     curves: Dict[str, Curve] = {}
     for file in sorted(folder.rglob("metrics.csv")):
         with file.open(newline="", encoding="utf-8") as stream:

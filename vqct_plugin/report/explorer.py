@@ -8,7 +8,8 @@ import numpy as np
 from vqct_plugin.report.codespace import get_codebook
 from vqct_plugin.report.embedding import embed_image
 from vqct_plugin.report.sections import Page
-from vqct_plugin.report.words import color_codes, count_each_image, find_commonest, find_telling
+from vqct_plugin.report.words import count_each_image, find_commonest, find_telling
+from vqct_plugin.runs.words import color_codes, has_words
 
 
 def make_data(page: Page, planes: Sequence[Any] = ()) -> str:
@@ -28,7 +29,7 @@ def make_data(page: Page, planes: Sequence[Any] = ()) -> str:
                 "name": model.figures.name,
                 "layers": [f"{part} {parts[:t].count(part) + 1}" if parts.count(part) > 1 else part
                            for t, part in enumerate(parts)],
-                "named": hasattr(model.trained.model.quantize, "words"),
+                "named": has_words(model.trained.model.quantize),
                 "words": model.words,
                 "parts": model.parts,
                 "part": model.part_of_speech.tolist(),

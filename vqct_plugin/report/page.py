@@ -17,9 +17,10 @@ from vqct_plugin.evaluation.shards import make_settings
 from vqct_plugin.report.curves import read_log
 from vqct_plugin.report.explorer import make_data
 from vqct_plugin.report.sections import Page, ReportedRun, fill_sections
-from vqct_plugin.report.words import encode_images, list_words
+from vqct_plugin.report.words import encode_images
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.load import Trained, load_first_stage
+from vqct_plugin.runs.words import list_words
 
 __all__ = ["report_runs", "make_report", "choose_images", "Shown"]
 

@@ -28,6 +28,7 @@ from vqct_plugin.report.embedding import DPI, embed_chart, embed_image, embed_pi
 from vqct_plugin.report.words import Tokens, find_commonest
 from vqct_plugin.runs.health import judge_usage
 from vqct_plugin.runs.load import Trained
+from vqct_plugin.runs.words import has_words
 
 _NEIGHBORS = 10
 _ON_MAP = 400  # codes of a part on a map of the code space
@@ -101,7 +102,7 @@ def fill_sections(page: Page) -> Dict[str, Any]:
     :func:`vqct_plugin.report.explorer.make_data`."""
     space: List[Dict[str, Any]] = []
     for its in page.models:
-        if hasattr(its.trained.model.quantize, "words"):
+        if has_words(its.trained.model.quantize):
             space.append(fill_space(page, its, sum(len(before["planes"]) for before in space)))
     tiles = ""
     if page.tile != page.images.shape[-1]:

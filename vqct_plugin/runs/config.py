@@ -1,5 +1,6 @@
 """A taming YAML: reading, merging, checking, and building what it names."""
 
+import copy
 import difflib
 import importlib
 import inspect
@@ -30,7 +31,7 @@ STAND_INS = {
 }
 
 
-#: before the name of a config that comes with the package: ``vqct:cub_vqct.yaml``, ``vqct:over/topk_1.yaml``
+#: before the name of a config that comes with the package: ``vqct:cub_vqct.yaml``, ``vqct:over/paper.yaml``
 SHIPPED = "vqct:"
 _PACKAGE = Path(__file__).parent.parent
 
@@ -43,24 +44,16 @@ class DataError(ValueError):
     """Data that cannot be used: missing, empty or unreadable. The message names the file or the data set."""
 
 
-def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()) -> Any:
+def load_config(files: Iterable[Union[str, Path, Mapping[str, Any]]], overrides: Sequence[str] = ()) -> Any:
     """Merge YAML files from left to right, then overrides such as ``model.params.n_embed=512``, and check the keys.
 
-    A file is a path, or ``vqct:NAME`` for a config that comes with the package, see :func:`locate_config`.
+    A file is a path, or ``vqct:NAME`` for a config that comes with the package, see :func:`locate_config`; or what it
+    would hold, as a mapping or of OmegaConf.
 
     Raises:
         ConfigError: a file is missing or no YAML, an override is not ``key=value``, or a key is unknown.
     """
-    parts = []
-    for file in map(locate_config, files):
-        if not file.is_file():
-            raise ConfigError(f"there is no config {file}")
-        try:
-            parts.append(OmegaConf.load(file))
-        except Exception as error:  # of yaml's scanner, parser and constructor, and OSError
-            raise ConfigError(f"{file} cannot be read as YAML: {error}") from error
-        if not OmegaConf.is_dict(parts[-1]):
-            raise ConfigError(f"{file} holds no mapping; expected the keys model, data and, if need be, lightning")
+    parts = [read_config(file) for file in files]
     for override in overrides:
         if "=" not in override or override.startswith(("=", "-")):
             raise ConfigError(
@@ -75,6 +68,29 @@ def load_config(files: Iterable[Union[str, Path]], overrides: Sequence[str] = ()
     missing = _find_missing(OmegaConf.to_container(config), "")
     if missing:
         raise ConfigError(f"{' and '.join(missing)} have to be given (??? in the config) as overrides, KEY=VALUE")
+    return config
+
+
+def read_config(file: Union[str, Path, Mapping[str, Any]]) -> Any:
+    """One config as it stands, neither resolved nor checked; a copy, where it is a mapping already.
+
+    Raises:
+        ConfigError: a file is missing or no YAML, or holds no mapping.
+    """
+    if isinstance(file, Mapping):
+        try:
+            return OmegaConf.create(copy.deepcopy(file))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"the config given as a mapping holds what no YAML can: {error}") from error
+    file = locate_config(file)
+    if not file.is_file():
+        raise ConfigError(f"there is no config {file}")
+    try:
+        config = OmegaConf.load(file)
+    except Exception as error:  # of yaml's scanner, parser and constructor, and OSError
+        raise ConfigError(f"{file} cannot be read as YAML: {error}") from error
+    if not OmegaConf.is_dict(config):
+        raise ConfigError(f"{file} holds no mapping; expected the keys model, data and, if need be, lightning")
     return config
 
 
@@ -167,6 +183,12 @@ def find(target: str, where: str, stand_ins: Optional[Mapping[str, str]] = None)
     return getattr(module, name)
 
 
+def check_target(config: Any, where: str) -> None:
+    """Whether a config has a target; raises ConfigError."""
+    if not isinstance(config, Mapping) or "target" not in config:
+        raise ConfigError(f"{where} is {config!r}; expected a mapping with the key `target`")
+
+
 def instantiate(config: Mapping[str, Any], where: str, found: Any = None) -> Any:
     """Build ``{target: package.module.Class, params: {...}}``; ``where`` is its place in the config, for errors.
 
@@ -179,26 +201,30 @@ def instantiate(config: Mapping[str, Any], where: str, found: Any = None) -> Any
         ConfigError: there is no target, it is not found, or it does not take a parameter.
     """
     config = to_plain(config)
-    if not isinstance(config, Mapping) or "target" not in config:
-        raise ConfigError(f"{where} is {config!r}; expected a mapping with the key `target`")
+    check_target(config, where)
     cls = find(config["target"], where) if found is None else found
     params: Dict[str, Any] = dict(config.get("params") or {})
+    check_params(cls, params, config["target"], where)
+    return cls(**params)
+
+
+def check_params(cls: Any, params: Mapping[str, Any], target: str, where: str) -> None:
+    """Whether a class takes these parameters; raises ConfigError with the name of the target, as the YAML has it."""
     try:
         signature = inspect.signature(cls)
     except (TypeError, ValueError):  # built in C
-        return cls(**params)
+        return
     takes_any = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
     for name in params:
         if name not in signature.parameters and not takes_any:
-            raise ConfigError(f"{config['target']} takes no {where}.params.{name}{suggest(name, signature.parameters)}")
+            raise ConfigError(f"{target} takes no {where}.params.{name}{suggest(name, signature.parameters)}")
     missing = [
         name
         for name, p in signature.parameters.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and name not in params
     ]
     if missing and not takes_any:
-        raise ConfigError(f"{config['target']} needs {where}.params.{missing[0]}, which is not there")
-    return cls(**params)
+        raise ConfigError(f"{target} needs {where}.params.{missing[0]}, which is not there")
 
 
 def _list_public(module: Any) -> List[str]:

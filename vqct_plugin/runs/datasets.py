@@ -1,23 +1,22 @@
 """Images for taming's models, and the data module of a taming YAML, whose order of batches survives a restart."""
 
+import logging
 import os
 import random
-import signal
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
-import torch
 from pytorch_lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data import Dataset
 
+from vqct_plugin.runs.batches import Batches, Damage, Items, Order, check_number
 from vqct_plugin.runs.config import DataError, instantiate
-from vqct_plugin.runs.image_files import BACKGROUND, check_background, read_image, read_labels
+from vqct_plugin.runs.image_files import BACKGROUND, check_background, describe_files, read_image, read_labels
 
 __all__ = ["Images", "LabeledImages", "CUB", "DataModuleFromConfig"]
 
+_log = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 
 
@@ -28,11 +27,11 @@ class Images(Dataset):
     square.
 
     Args:
-        path: a folder, or a list file, whose relative paths are looked up beside it.
+        path: a folder; or a list file, whose relative paths are looked up beside it; or a list of paths.
         size: the side of the square, in pixels.
         random_crop: a crop anywhere instead of the middle; for training.
         flip: left to right half the time; for training.
-        root: where a list file's relative paths are looked up, if not beside it.
+        root: where relative paths are looked up, if not beside the list file, or where the process runs.
         background: the color that transparent pixels show, a name or ``#rrggbb``.
 
     An item is what taming's data sets give: ``image`` (size, size, 3) float32 in [-1, 1], and ``file_path_``.
@@ -43,15 +42,20 @@ class Images(Dataset):
 
     def __init__(
         self,
-        path: Union[str, Path],
+        path: Union[str, Path, Sequence[Union[str, Path]]],
         size: int,
         random_crop: bool = False,
         flip: bool = False,
         root: Union[str, Path, None] = None,
         background: str = BACKGROUND,
     ) -> None:
-        path = Path(path)
         self._set_up(size, random_crop, flip, background)
+        if not isinstance(path, (str, Path)):
+            self.paths = [Path(root or "") / file for file in path]
+            if not self.paths:
+                raise DataError("the list of images is empty; expected a path or more")
+            return
+        path = Path(path)
         if path.is_dir():
             self.paths = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             if not self.paths:
@@ -71,7 +75,7 @@ class Images(Dataset):
             raise DataError(f"there is no folder or list file {path}")
 
     def _set_up(self, size: int, random_crop: bool, flip: bool, background: str = BACKGROUND) -> None:
-        if not isinstance(size, int) or size < 1:
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise DataError(f"size is {size!r}; expected the side of the square in pixels, an integer of 1 or more")
         self.size, self.random_crop, self.flip = size, random_crop, flip
         self.background = check_background(background)
@@ -80,8 +84,11 @@ class Images(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Dict[str, Any]:
-        (pixels,) = self._crop([read_image(self.paths[index], self.background)])
-        return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": str(self.paths[index])}
+        return self._make_item(read_image(self.paths[index], self.background), str(self.paths[index]))
+
+    def _make_item(self, picture: Any, name: str) -> Dict[str, Any]:
+        (pixels,) = self._crop([picture])
+        return {"image": (pixels / 127.5 - 1).astype(np.float32), "file_path_": name}
 
     def _crop(self, pictures: List[Any]) -> List[np.ndarray]:
         """The same square of each of some pictures of the same scene; label maps are not interpolated."""
@@ -127,9 +134,7 @@ class LabeledImages(Images):
         background: str = BACKGROUND,
     ) -> None:
         super().__init__(path, size, random_crop, flip, root, background)
-        if not isinstance(n_labels, int) or n_labels < 2:
-            raise DataError(f"n_labels is {n_labels!r}; expected an integer of 2 or more")
-        self.n_labels = n_labels
+        self.n_labels = check_number("n_labels", n_labels, 2)
         if not Path(labels).is_dir():
             raise DataError(f"there is no folder of label maps {labels}")
         base = Path(path) if Path(path).is_dir() else Path(path).parent if root is None else Path(root)
@@ -205,9 +210,12 @@ class DataModuleFromConfig(LightningDataModule):
         wrap: as the host has it; any object with ``__len__`` and ``__getitem__`` will do without it.
         num_workers: processes that load; twice the batch size by default, at most one a core.
         seed: of order, crops and flips; ``vqct-train`` gives its own (``-s``).
+        max_damaged: how many items of each data set may be left out where they cannot be loaded; the next one takes the
+            place of each. They are counted by each process, since it was started, and logged at the end.
 
     Raises:
-        DataError: a data set is empty, or, while it is read, an item cannot be loaded; with the item's file.
+        DataError: an argument is no such number; a data set is empty, or, while it is read, too many items cannot be
+            loaded; with an item's file.
     """
 
     def __init__(
@@ -219,16 +227,20 @@ class DataModuleFromConfig(LightningDataModule):
         wrap: bool = False,
         num_workers: Optional[int] = None,
         seed: int = 23,
+        max_damaged: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise DataError(f"batch_size is {batch_size!r}; expected an integer of 1 or more")
-        self.batch_size = batch_size
-        self.num_workers = min(batch_size * 2, os.cpu_count() or 1) if num_workers is None else num_workers
-        self.seed = seed
+        self.batch_size = check_number("batch_size", batch_size, 1)
+        workers = min(batch_size * 2, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = check_number("num_workers", workers)
+        self.seed, self.max_damaged = check_number("seed", seed), check_number("max_damaged", max_damaged)
         configs = {"train": train, "validation": validation, "test": test}
         self.dataset_configs = {name: config for name, config in configs.items() if config is not None}
         self.datasets: Dict[str, Any] = {}
+        #: what was given in Python: the argument ``dataset`` of a data set's class, which no YAML can hold
+        self.given: Dict[str, Any] = {}
+        self._trained_on: Optional[Dict[str, Any]] = None
+        self._damage = {name: Damage(f"data.params.{name}", max_damaged) for name in configs}
         # Lightning takes a loader that a data module defines as data that it has
         if validation is None:
             self.val_dataloader = super().val_dataloader  # type: ignore[method-assign]
@@ -239,6 +251,8 @@ class DataModuleFromConfig(LightningDataModule):
         for name, config in self.dataset_configs.items():
             if name in self.datasets:
                 continue
+            if name in self.given:
+                config = {**config, "params": {**config["params"], "dataset": self.given[name]}}
             dataset = instantiate(config, f"data.params.{name}")
             if len(dataset) == 0:
                 raise DataError(f"the data set data.params.{name} ({config['target']}) is empty")
@@ -247,9 +261,53 @@ class DataModuleFromConfig(LightningDataModule):
     def check(self) -> None:
         """Load the first item of each data set; raises DataError where it cannot be."""
         for name, dataset in self.datasets.items():
-            item = _Items(dataset, self.seed, f"data.params.{name}")[0, 0]
-            if isinstance(item, _Failure):
-                raise DataError(item.sentence)
+            loaded = Items(dataset, self.seed, f"data.params.{name}", self.max_damaged)[0, 0]
+            if loaded.failures:
+                self._damage[name].add(loaded)
+
+    def state_dict(self) -> Dict[str, Any]:
+        """For the checkpoint: what is trained on, so that it is said where a run is resumed over something else."""
+        if self._trained_on is None and "train" in self.datasets:
+            self._trained_on = describe_files(self.datasets["train"])
+        return {} if self._trained_on is None else {"train": self._trained_on}
+
+    def load_state_dict(self, state: Dict[str, Any]) -> None:
+        trainer: Any = self.trainer
+        if trainer is not None and (trainer.state.fn != "fit" or not trainer.is_global_zero):
+            return
+        then, now = state.get("train", {}), self.state_dict().get("train", {})
+        differing = [name for name in {**now, **then} if now.get(name) != then.get(name)]
+        if then and now and differing:
+            each = [
+                f"other {name}"
+                if isinstance(then.get(name, now.get(name)), str)
+                else f"{now.get(name, 'no')} {name} and not {then.get(name, 'none')}"
+                for name in differing
+            ]
+            _log.warning(
+                "data.params.train are not the data that this run was trained on: %s; the batches will not be those of "
+                "a run without a stop",
+                ", ".join(each),
+            )
+
+    def teardown(self, stage: Optional[str] = None) -> None:
+        self._tell_damage()
+
+    def on_exception(self, exception: BaseException) -> None:
+        self._tell_damage()
+
+    def _tell_damage(self) -> None:
+        """What was left out, once."""
+        for name, damage in self._damage.items():
+            shards = getattr(self.datasets.get(name), "damaged", {})
+            for what, sentences in (
+                ("shards were left out from the damage on", shards),
+                ("images were left out", damage.sentences),
+            ):
+                if sentences:
+                    first = next(iter(sentences.values()))
+                    _log.warning("%s: %d damaged %s, such as: %s", damage.name, len(sentences), what, first)
+                    sentences.clear()
 
     def train_dataloader(self) -> "Batches":
         trainer: Any = self.trainer
@@ -268,133 +326,6 @@ class DataModuleFromConfig(LightningDataModule):
     def _batches(self, name: str, shuffle: bool, position: Callable[[], Tuple[int, int]]) -> "Batches":
         trainer: Any = self.trainer
         processes, rank = (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
-        items = _Items(self.datasets[name], self.seed, f"data.params.{name}")
-        sampler: Any = DistributedSampler(items, processes, rank, shuffle=shuffle, seed=self.seed)
-        return Batches(items, sampler, self.batch_size, self.num_workers, position)
-
-
-class Batches:
-    """The batches of a data set, from any place of any epoch on.
-
-    In place of a ``DataLoader``, which is one only from the first batch on: then, and not before, it is asked where to
-    begin. Lightning opens a loader's iterator before it knows.
-    """
-
-    def __init__(
-        self,
-        items: "_Items",
-        sampler: Any,
-        batch_size: int,
-        num_workers: int,
-        position: Callable[[], Tuple[int, int]],
-    ) -> None:
-        self.dataset = items.dataset
-        self._items, self._sampler, self._position = items, sampler, position
-        self.batch_size, self.num_workers = batch_size, num_workers
-
-    def __len__(self) -> int:
-        return -(-len(self._sampler) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch, begin = self._position()
-        self._sampler.set_epoch(epoch)
-        order = [(epoch, index) for index in self._sampler]
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-        loader: DataLoader = DataLoader(
-            self._items,
-            batch_sampler=batches[begin:],
-            num_workers=self.num_workers,
-            collate_fn=_collate,
-            worker_init_fn=_ignore_interrupts,
-            pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # its own, or opening it would take a number from the training's
-        )
-        for batch in loader:
-            if isinstance(batch, _Failure):
-                raise DataError(batch.sentence)
-            yield batch
-
-    # With these Lightning takes it for a loader that can go on inside an epoch; epoch and batches it keeps itself.
-    def state_dict(self) -> Dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Dict[str, Any]) -> None:
-        del state
-
-
-def _ignore_interrupts(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which may want a batch yet
-
-
-class _Failure(NamedTuple):
-    """What went wrong with an item, on its way from a worker: an exception would bring the worker's traceback."""
-
-    sentence: str
-
-
-class _Items(Dataset):
-    """A data set whose item (epoch, index) is drawn with random numbers of its own."""
-
-    def __init__(self, dataset: Any, seed: int, name: str) -> None:
-        self.dataset, self.seed, self.name = dataset, seed, name
-        self.transforms = _find_albumentations(dataset)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, place: Tuple[int, int]) -> Any:
-        epoch, index = place
-        with _seed_random_numbers(self.seed, epoch, index) as seed:
-            for transform in self.transforms:
-                transform.set_random_seed(seed)
-            try:
-                return self.dataset[index]
-            except DataError as error:
-                return _Failure(str(error))
-            except Exception as error:
-                file = _find_file(self.dataset, index)
-                where = f"item {index} of {self.name}" + (f", {file}," if file else "")
-                return _Failure(f"{where} cannot be loaded: {type(error).__name__}: {error}")
-
-
-def _collate(items: List[Any]) -> Any:
-    failures = [item for item in items if isinstance(item, _Failure)]
-    return failures[0] if failures else default_collate(items)
-
-
-@contextmanager
-def _seed_random_numbers(*numbers: int) -> Iterator[int]:
-    """Python's, numpy's and torch's CPU generators begin at these numbers, and are afterwards where they were."""
-    seed = int(np.random.SeedSequence([n & 0xFFFFFFFF for n in numbers]).generate_state(1)[0])
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU's too
-    try:
-        yield seed
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.random.set_rng_state(before[2])
-
-
-def _find_albumentations(dataset: Any, depth: int = 4) -> List[Any]:
-    """The transforms that a data set holds: from albumentations 1.4 on they have a generator of their own each."""
-    if type(dataset).__module__.startswith("albumentations"):
-        return [dataset] if hasattr(dataset, "set_random_seed") else []
-    if depth == 0 or isinstance(dataset, (str, bytes, np.ndarray, torch.Tensor)):
-        return []
-    if isinstance(dataset, (list, tuple)):
-        inside: List[Any] = list(dataset[:16])  # data sets side by side; not a list of a million paths
-    else:
-        inside = list(getattr(dataset, "__dict__", {}).values())
-    return [transform for value in inside for transform in _find_albumentations(value, depth - 1)]
-
-
-def _find_file(dataset: Any, index: int) -> Optional[str]:
-    """The file of an item of one of taming's data sets."""
-    for holder in (dataset, getattr(dataset, "data", None)):
-        labels = getattr(holder, "labels", None)
-        if isinstance(labels, dict) and "file_path_" in labels:
-            return str(labels["file_path_"][index])
-    return None
+        items = Items(self.datasets[name], self.seed, f"data.params.{name}", self.max_damaged)
+        sampler = Order(items, processes, rank, shuffle=shuffle, seed=self.seed)
+        return Batches(items, sampler, self.batch_size, self.num_workers, position, self._damage[name])

@@ -1,7 +1,10 @@
 """One image file as RGB: upright, at its own range, over a background; and what is not an image, named."""
 
+import hashlib
+import io
+import os
 from pathlib import Path
-from typing import Any, Callable, List, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 import numpy as np
 
@@ -38,23 +41,34 @@ def read_image(path: Union[str, Path], background: str = BACKGROUND) -> Any:
     return _read(path, lambda image: _to_rgb(image, path, background))
 
 
+def read_image_bytes(content: bytes, name: str, background: str = BACKGROUND) -> Any:
+    """The content of an image file, that of a shard say, as :func:`read_image` reads a file; errors give the name."""
+    return _read(name, lambda image: _to_rgb(image, name, background), content)
+
+
+def convert_image(image: Any, name: str, background: str = BACKGROUND) -> Any:
+    """An open PIL image as :func:`read_image` gives one of a file; errors give the name."""
+    return _to_rgb(image, name, background)
+
+
 def read_labels(path: Union[str, Path]) -> Any:
     """A label map as the PIL image that it is; raises DataError."""
     return _read(path, lambda image: image.copy())
 
 
-def _read(path: Union[str, Path], convert: Callable[[Any], Any]) -> Any:
+def _read(path: Union[str, Path], convert: Callable[[Any], Any], content: Optional[bytes] = None) -> Any:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return convert(image)
     except DataError:
         raise
     except FileNotFoundError:
         raise DataError(f"there is no image {path}") from None
     except Exception as error:  # PIL's decoders and converters raise of every kind
-        raise DataError(f"the image {path} cannot be read: {error}") from error
+        what = str(error).split(" <_io.BytesIO")[0]  # PIL's name of a content
+        raise DataError(f"the image {path} cannot be read: {what}") from error
 
 
 def _to_rgb(image: Any, path: Union[str, Path], background: str) -> Any:
@@ -146,3 +160,26 @@ def list_files(dataset: Any) -> List[str]:
                 paths = labels["file_path_"]
     found = [] if paths is None else [str(path) for path in paths]
     return found if len(found) == len(dataset) else []
+
+
+def describe_files(dataset: Any) -> Dict[str, Any]:
+    """What tells a data set from another, or from itself before its files changed, in a few words that a checkpoint
+    can hold: the number of its images, and a hash of their files' names; or what its own ``describe_files()`` says.
+
+    Not where the files are, nor when they were written: copies are the same. Files' contents are not read.
+    """
+    own = getattr(dataset, "describe_files", None)
+    if own is not None:
+        return dict(own())
+    names = list_files(dataset)
+    return {"images": len(dataset), **({"names of images": hash_names(names)} if names else {})}
+
+
+def hash_names(paths: Sequence[Union[str, Path]]) -> str:
+    """A hash of some paths in their order, below the folder that holds them all."""
+    names = [str(path) for path in paths]
+    folder = os.path.commonprefix([min(names), max(names)]).rpartition(os.sep)[0]  # noqa: RUF071
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name[len(folder) :]) + b"\0")
+    return digest.hexdigest()

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import Callback
 from vqct_plugin.runs.config import ConfigError
 from vqct_plugin.runs.health import describe_collapse, judge_usage
 from vqct_plugin.runs.usage import make_counter
+from vqct_plugin.training.loggers import show_picture
 from vqct_plugin.training.restart import random_state, restore_random_state
 from vqct_plugin.usage import CodebookUsage, PartUsage
 
@@ -20,7 +21,8 @@ __all__ = ["ImageLogger", "CodebookUsageLogger", "CodebookWarning"]
 class ImageLogger(Callback):
     """Grids of what the model's ``log_images`` gives, as PNG files in ``images/train`` and ``images/val``.
 
-    Also sent to TensorBoard. Logging changes nothing of training: neither modes of modules nor random numbers.
+    Also sent to the loggers that take pictures: TensorBoard, Weights and Biases, trackio. Logging changes nothing of
+    training: neither modes of modules nor random numbers.
 
     Args:
         batch_frequency: every how many batches of an epoch.
@@ -66,32 +68,24 @@ class ImageLogger(Callback):
             self.log_steps.remove(batch_idx)
         elif batch_idx % self.batch_frequency:
             return
-        with _keep_state(pl_module), torch.no_grad():
+        with keep_state(pl_module), torch.no_grad():
             images = pl_module.log_images(batch, split=split, pl_module=pl_module)
         for name, picture in images.items():
             picture = picture[: self.max_images].detach().float().cpu()
             self._save(trainer, f"{split}/{name}", picture.clamp(-1, 1) if self.clamp else picture, batch_idx)
 
     def _save(self, trainer: Any, name: str, images: torch.Tensor, batch_idx: int) -> None:
-        from PIL import Image
         from torchvision.utils import make_grid
 
         grid = ((make_grid(images, nrow=4) + 1) / 2).clamp(0, 1)
         split, key = name.split("/")
         folder = (self.folder or Path(trainer.default_root_dir)) / "images" / split
         file = folder / f"{key}_gs-{trainer.global_step:06}_e-{trainer.current_epoch:06}_b-{batch_idx:06}.png"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((grid.permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
-        except OSError as error:
-            raise OSError(f"the image {file} cannot be written: {error}") from error
-        for logger in trainer.loggers:
-            if hasattr(getattr(logger, "experiment", None), "add_image"):
-                logger.experiment.add_image(name, grid, global_step=trainer.global_step)
+        show_picture(trainer, name, (grid.permute(1, 2, 0) * 255).round().byte().numpy(), file)
 
 
 @contextmanager
-def _keep_state(model: Any) -> Iterator[None]:
+def keep_state(model: Any) -> Iterator[None]:
     """The model in evaluation mode; afterwards each module in the mode it was in, and all random numbers too."""
     modes = [(module, module.training) for module in model.modules()]
     state = random_state()

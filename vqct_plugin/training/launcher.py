@@ -23,12 +23,14 @@ from vqct_plugin.runs.checkpoints import LAST, find_checkpoint, find_newest_run
 from vqct_plugin.runs.config import ConfigError, DataError, find, load_config, locate_config
 from vqct_plugin.runs.datasets import DataModuleFromConfig
 from vqct_plugin.runs.load import build_over_checkpoint
+from vqct_plugin.training.loggers import end_tracked_run
 from vqct_plugin.training.progress import quiet_lightning
 from vqct_plugin.training.restart import keep_signals
 from vqct_plugin.training.table import MetricsTable
 from vqct_plugin.training.trainer import (
     build_callbacks,
     build_loggers,
+    check_loggers,
     check_trainer_options,
     make_trainer,
     merge_trainer_options,
@@ -57,7 +59,7 @@ class Run(NamedTuple):
 
 
 def run(
-    base: Sequence[Union[str, Path]] = (),
+    base: Sequence[Union[str, Path, Mapping[str, Any]]] = (),
     overrides: Sequence[str] = (),
     *,
     trainer: Optional[Mapping[str, Any]] = None,
@@ -69,11 +71,13 @@ def run(
     seed: Optional[int] = None,
     train: bool = True,
     test: bool = True,
+    given: Optional[Mapping[str, Any]] = None,
 ) -> Run:
     """Train, then test, what a taming YAML describes.
 
     Args:
-        base: YAML files, merged from left to right; ``vqct:NAME`` is one of the package's.
+        base: YAML files, merged from left to right; ``vqct:NAME`` is one of the package's; or what they would hold, as
+            mappings.
         overrides: ``key=value`` with dots, on top of them.
         trainer: arguments of Lightning's ``Trainer``, on top of ``lightning.trainer``.
         gpus: as taming's flag: the numbers of GPUs, ``"0,1"``.
@@ -85,6 +89,7 @@ def run(
         seed: of weights, batches and all other random numbers; by default 23, and a resumed run's own.
         train: False tests only.
         test: whether to test afterwards; only a model with a ``test_step``, and data with a test set, can be.
+        given: data sets that the config only describes, see :func:`vqct_plugin.train`.
 
     Raises:
         ConfigError: something in the config or the arguments cannot be used; nothing has been written then.
@@ -92,9 +97,10 @@ def run(
         OSError: a checkpoint or another file of the run could not be written. What is there of the run stays.
     """
     begin = time.perf_counter()
-    with quiet_lightning((trainer or {}).get("enable_model_summary", False)), warnings.catch_warnings():
+    summary = (trainer or {}).get("enable_model_summary", False)
+    with quiet_lightning(summary), warnings.catch_warnings(), end_tracked_run():
         _silence()
-        plan = _prepare(base, overrides, trainer, gpus, name, postfix, resume, logdir, seed, train)
+        plan = _prepare(base, overrides, trainer, gpus, name, postfix, resume, logdir, seed, train, given)
         model = _build_quietly(plan)
         bar = plan.options.get("enable_progress_bar", True)
         callbacks = build_callbacks(plan.lightning, model, plan.folder, bar)
@@ -129,7 +135,7 @@ def check(
     seed: Optional[int] = None,
     train: bool = True,
 ) -> str:
-    """All that :func:`run` checks before it trains: configs, devices, data, and the model without its loss.
+    """All that :func:`run` checks before it trains: configs, devices, data, loggers, and the model without its loss.
 
     Nothing is trained, written or downloaded, except what the model itself names (a prior, say).
 
@@ -165,7 +171,7 @@ class _Plan(NamedTuple):
 
 
 def _prepare(
-    base: Sequence[Union[str, Path]],
+    base: Sequence[Union[str, Path, Mapping[str, Any]]],
     overrides: Sequence[str],
     trainer: Optional[Mapping[str, Any]],
     gpus: Optional[str],
@@ -175,6 +181,7 @@ def _prepare(
     logdir: Union[str, Path],
     seed: Optional[int],
     train: bool,
+    given: Optional[Mapping[str, Any]] = None,
 ) -> _Plan:
     """Everything that can be checked before the model is built, which may download and takes its time."""
     folder, checkpoint, now, files = _locate_run(base, resume, name, postfix, Path(logdir))
@@ -186,9 +193,10 @@ def _prepare(
     accumulate = options.get("accumulate_grad_batches") or 1
     lightning.trainer = dict(options)  # what a resumed run reads again
     check_trainer_options(options)
+    check_loggers(lightning)
     check_ddconfig(config.model)
     pl.seed_everything(seed, workers=True, verbose=False)
-    data = build_data(config)
+    data = build_data(config, given)
     if train and getattr(data, "datasets", None) is not None and "train" not in data.datasets:
         raise DataError("there is nothing to train on; expected data.params.train")
     if isinstance(data, DataModuleFromConfig):
@@ -229,23 +237,34 @@ def _resume_table(loggers: Sequence[Any], checkpoint: Optional[Path]) -> None:
 
 
 def _locate_run(
-    base: Sequence[Union[str, Path]], resume: Any, name: str, postfix: str, logdir: Path
-) -> Tuple[Path, Optional[Path], str, List[Path]]:
+    base: Sequence[Union[str, Path, Mapping[str, Any]]], resume: Any, name: str, postfix: str, logdir: Path
+) -> Tuple[Path, Optional[Path], str, List[Any]]:
     """The run's folder, the checkpoint to resume, the time, and the configs."""
     # Lightning runs the command again for each further device; those processes have to come to the same folder.
     now = os.environ.get("VQCT_TRAIN_STARTED")
     if now is None or os.environ.get("LOCAL_RANK", "0") == "0":
         now = os.environ["VQCT_TRAIN_STARTED"] = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    files = [locate_config(file) for file in base]
+    files = [file if isinstance(file, Mapping) else locate_config(file) for file in base]
     if not resume:
         if not files:
             raise ConfigError("there is no config; give base=YAML, or resume=RUN to continue a run")
-        return logdir / f"{now}_{name or files[0].stem}{postfix}", None, now, files
+        first = "run" if isinstance(files[0], Mapping) else files[0].stem
+        return logdir / f"{now}_{name or first}{postfix}", None, now, files
     if name:
         raise ConfigError(
             f"name={name!r} and resume={str(resume)!r} exclude each other: a resumed run keeps its folder. "
             "To start a new run from a checkpoint's weights, give model.params.ckpt_path"
         )
+    folder, checkpoint, configs = locate_resumed(resume, logdir)
+    return folder, checkpoint, now, [*configs, *files]
+
+
+def locate_resumed(resume: Any, logdir: Path) -> Tuple[Path, Path, List[Path]]:
+    """The folder of a run to resume, its checkpoint, and its configs, each of which is whole: the last ones.
+
+    Raises:
+        ConfigError: there is no such run, or no checkpoint or no config in it.
+    """
     path = find_newest_run(logdir) if resume is True else Path(resume)
     if path.is_file():
         folder, checkpoint = path.parent.parent, path
@@ -256,7 +275,9 @@ def _locate_run(
     configs = sorted((folder / "configs").glob("*.yaml"))
     if not configs:
         raise ConfigError(f"there are no configs in {folder / 'configs'}; expected a run's folder")
-    return folder, checkpoint, now, [*configs, *files]
+    kinds = ((file, file.stem.rpartition("-")[2]) for file in configs)
+    last = {kind if kind in ("project", "lightning") else file.stem: file for file, kind in kinds}
+    return folder, checkpoint, sorted(last.values())
 
 
 def _resume_from(options: Dict[str, Any], checkpoint: Optional[Path]) -> Optional[Path]:
@@ -273,10 +294,12 @@ def _choose_seed(config: Any, given: Optional[int]) -> int:
     """The run's seed, which our data module keeps, and with it the configs that a resumed run reads."""
     cls = find(config.data.target, "data")
     recorded = (config.data.get("params") or {}).get("seed") if cls is DataModuleFromConfig else None
-    seed = given if given is not None else recorded if recorded is not None else DEFAULT_SEED
+    seed: Any = given if given is not None else recorded if recorded is not None else DEFAULT_SEED
     if cls is DataModuleFromConfig:
         OmegaConf.update(config, "data.params.seed", seed)
-    return int(seed)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed!r}; expected an integer from 0 to 4,294,967,295")
+    return seed
 
 
 def _compute_learning_rate(config: Any, trainer: Any, accumulate: int) -> float:

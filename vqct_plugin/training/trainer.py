@@ -8,14 +8,15 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.callbacks import ProgressBar
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from vqct_plugin.compat.containers import to_plain
 from vqct_plugin.runs.config import ConfigError, find, instantiate, suggest
 from vqct_plugin.training.callbacks import ImageLogger
+from vqct_plugin.training.loggers import build_logger, check_logger
 from vqct_plugin.training.progress import OneLine
 from vqct_plugin.training.restart import Checkpoints, RandomState
 from vqct_plugin.training.table import MetricsTable
+from vqct_plugin.training.word_maps import WordMapLogger
 
 #: arguments of the Trainer that this launcher gives itself, and where to set them instead
 OURS = {
@@ -25,6 +26,8 @@ OURS = {
 }
 #: what taming's launcher defined of callbacks
 STAND_INS = {"ImageLogger": "vqct_plugin.training.callbacks.ImageLogger"}
+#: callbacks that a run has where its YAML names them, and what they are
+BY_NAME = {"word_maps": "vqct_plugin.training.word_maps.WordMapLogger"}
 TRAINER_ARGUMENTS = tuple(inspect.signature(pl.Trainer.__init__).parameters)[1:]
 
 
@@ -114,6 +117,9 @@ def build_callbacks(lightning: Any, model: Any, folder: Path, bar: bool = True) 
         "progress_bar": {"target": "vqct_plugin.training.progress.OneLine"},
     }
     configs = to_plain(OmegaConf.merge(configs, lightning.get("callbacks") or {}))
+    for name in BY_NAME:  # ``word_maps: {}`` is enough
+        if isinstance(configs.get(name), dict):
+            configs[name].setdefault("target", BY_NAME[name])
     if not bar:
         configs["progress_bar"] = None
     saving_config = {"target": "main.ModelCheckpoint", "params": saving}
@@ -126,7 +132,7 @@ def build_callbacks(lightning: Any, model: Any, folder: Path, bar: bool = True) 
             found = None if target is None else find(target, where, STAND_INS)
             callbacks.append(instantiate(config, where, found))
     for callback in callbacks:
-        if isinstance(callback, ImageLogger) and callback.folder is None:
+        if isinstance(callback, (ImageLogger, WordMapLogger)) and callback.folder is None:
             callback.folder = folder
     bars = [callback for callback in callbacks if isinstance(callback, ProgressBar)]
     if len(bars) > 1:  # one of the YAML's own
@@ -136,18 +142,21 @@ def build_callbacks(lightning: Any, model: Any, folder: Path, bar: bool = True) 
 
 
 def build_loggers(lightning: Any, folder: Path) -> List[Any]:
-    """A table of all figures, ``csv/metrics.csv``, and TensorBoard's file, or the logger that the YAML names."""
-    default = {"target": "pytorch_lightning.loggers.TensorBoardLogger", "params": {"save_dir": str(folder)}}
-    config = to_plain(OmegaConf.merge(default, lightning.get("logger") or {}))
-    if find(config["target"], "lightning.logger") is TensorBoardLogger:
-        config["params"] = {"name": "", "version": "tensorboard", **config["params"]}
-        for gone in ("debug", "create_git_tag"):  # TestTubeLogger's
-            config["params"].pop(gone, None)
-    try:
-        logger = instantiate(config, "lightning.logger")
-    except ImportError as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"lightning.logger is {config['target']}, which needs what is not installed: {what}"
-        ) from error
-    return [logger, MetricsTable(folder / "csv" / "metrics.csv")]
+    """The loggers that the YAML names, TensorBoard's by default, and a table of all figures, ``csv/metrics.csv``."""
+    configs = _list_loggers(lightning)
+    return [*(build_logger(config, folder) for config in configs), MetricsTable(folder / "csv" / "metrics.csv")]
+
+
+def check_loggers(lightning: Any) -> None:
+    """Whether there are the loggers that the YAML names. Those of a class of its own are not built: it may write.
+
+    Raises:
+        ConfigError: no such logger, one does not take its params, or one needs what is not installed.
+    """
+    for config in _list_loggers(lightning):
+        check_logger(config)
+
+
+def _list_loggers(lightning: Any) -> List[Any]:
+    configs = to_plain(lightning.get("logger")) or "tensorboard"
+    return list(configs) if isinstance(configs, (list, tuple)) else [configs]
