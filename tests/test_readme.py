@@ -25,9 +25,9 @@ NEEDS = {
     "diffusers": "diffusers",
     "vqct_plugin.runs": "pytorch_lightning",
     "VQModel": "taming",
-    "vqct_plugin.train(": "pytorch_lightning",
+    "vqct_plugin.train(": "pytorch_lightning>=2.2",
     "from vector_quantize_pytorch": "vector_quantize_pytorch",
-    "from transformers": "transformers",
+    "from transformers": "transformers>=5.0",
     "onnx": "onnxruntime",
     "torch.export": "torch",
 }
@@ -41,9 +41,10 @@ needs_wings = pytest.mark.skipif(not WINGS_ARE_THERE, reason="evaluation and bui
 def test_a_python_block_runs(name, block, capsys, tmp_path, monkeypatch):
     if "evaluation" in name and not WINGS_ARE_THERE:
         pytest.skip("evaluation is for today's releases")
-    for mark, module in NEEDS.items():
+    for mark, needed in NEEDS.items():
         if mark in block:
-            pytest.importorskip(module)
+            module, _, least = needed.partition(">=")
+            pytest.importorskip(module, least or None)
     if "torch.export" in block or "torch.onnx" in block:
         torch = pytest.importorskip("torch", "2.7")
         if "torch.onnx" in block:
