@@ -40,11 +40,14 @@ def batch():
 def step(model, x):
     """What is logged in one batch: the generator's pass, its optimizer's step, the discriminator's pass."""
     model.train()
+    model.loss.perceptual_loss.eval()  # its dropout draws other numbers on other kinds of CPU, in torch 1.7 alone
     model.learning_rate = 1e-3
     torch.manual_seed(5)
     logged = {}
     optimizers = model.configure_optimizers()[0]
     for index, optimizer in enumerate(optimizers):
+        for group in optimizer.param_groups:
+            group["eps"] = 1e-3  # Adam's first step is a gradient's sign: of one that is zero but for rounding, too
         reconstruction, codebook_loss = model(x)
         loss, log = model.loss(
             codebook_loss, x, reconstruction, index, 0, last_layer=model.get_last_layer(), split="train"
