@@ -186,10 +186,11 @@ def run(job: Job) -> Dict[str, Any]:
 
 def judge_words(model: Autoencoder, quantizer: nn.Module, job: Job, data: Path) -> Dict[str, float]:
     """What the codes of an image say about it, and, where they are words', whether neighbors stayed neighbors."""
-    figures = classify_clothing(model, quantizer, job.sizes, data)
-    if CONTESTANTS[job.name].of_words:
+    words = words_and_codes(quantizer) if CONTESTANTS[job.name].of_words else []
+    figures = classify_clothing(model, quantizer, job.sizes, data, vectors=[vectors for vectors, _ in words])
+    if words:
         kept, chance = [], []
-        for vectors, codes in words_and_codes(quantizer):
+        for vectors, codes in words:
             found = kept_neighbors(vectors, codes, min(NEAREST, len(codes) - 1))
             kept.append(found[0]), chance.append(found[1])
         figures.update(kept_neighbors=sum(kept) / len(kept), kept_by_chance=sum(chance) / len(chance))

@@ -68,8 +68,8 @@ def _summarize(runs: Sequence[Row]) -> Row:
             for i, n in enumerate(sizes):
                 figures[f"perplexity of {n}"] = _mean_and_half_width([its["perplexity"][i] for its in found])
         of_words = [run["meaning"] for run in runs if split == "test" and "meaning" in run]
-        for name in of_words[0] if of_words else ():
-            figures[name] = _mean_and_half_width([its[name] for its in of_words])
+        for name in dict.fromkeys(name for its in of_words for name in its):  # a run of long ago may lack one
+            figures[name] = _mean_and_half_width([its[name] for its in of_words if name in its])
         summary[split] = figures
     return summary
 
@@ -116,6 +116,9 @@ def _describe_rate(sizes: Sequence[int], groups: Sequence[Row]) -> str:
                 row["of the pairs"] = f"{figures['joint_bits'][0]:.2f}"
         if any("accuracy" in g[split] for g in groups):
             row["clothes told"] = _show_share(figures.get("accuracy"))
+            if any("by_meaning" in g[split] for g in groups):
+                row["told by words' vectors"] = _show_share(figures.get("by_meaning"))
+                row["words shuffled"] = _show_share(figures.get("by_shuffled"))
             row["neighbors kept"] = _show_share(figures.get("kept_neighbors"))
         row["s"] = f"{its['seconds']:.0f}"
         row["settings chosen"] = ", ".join(f"{k} {v}" for k, v in its["settings"].items()) or "recommended"

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, ClassVar, Dict, List, Optional, Sequence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
@@ -40,7 +40,12 @@ LINE, OURS = "from diffusers import VQModel", "from vqct_plugin.hosts.diffusers 
 class Features(nn.Module):
     """What the script asks of a network of timm."""
 
-    pretrained_cfg = {"input_size": (3, SIDE, SIDE), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    pretrained_cfg: ClassVar[Dict[str, Any]] = {
+        "input_size": (3, SIDE, SIDE),
+        "crop_pct": 1.0,
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,14 +77,13 @@ def train(script: Path, photographs: Path, folder: Path, name: str, steps: int, 
     if name != "stock":
         source = source.replace(LINE, OURS)
     sys.path.insert(0, str(script))
-    # the test part is left out, so the hub's split of a folder by its names is not wanted: train/ alone
     sys.argv = [
         "train_vqgan.py", "--train_data_dir", str(photographs / "train"), "--output_dir", str(folder / "output"),
         "--model_config_name_or_path", str(folder / "config.json"), "--resolution", str(SIDE), "--center_crop",
         "--discriminator_config_name_or_path", str(folder / "discriminator.json"), "--train_batch_size", "8",
         "--timm_model_layers", "blocks0|blocks1|blocks2|blocks3", "--max_train_steps", str(steps), "--seed", str(seed),
-        "--learning_rate", "5e-4", "--discr_learning_rate", "5e-4", "--lr_scheduler", "constant", "--discr_lr_scheduler",
-        "constant", "--lr_warmup_steps", "0", "--report_to", "tensorboard", "--checkpointing_steps", str(10 * steps),
+        "--learning_rate", "5e-4", "--discr_learning_rate", "5e-4", "--lr_scheduler", "constant",
+        "--discr_lr_scheduler", "constant", "--lr_warmup_steps", "0", "--report_to", "tensorboard", "--checkpointing_steps", str(10 * steps),
         "--validation_steps", str(10 * steps), "--validation_images", str(next((photographs / "validation").iterdir())),
         "--cache_dir", str(folder / "cache"),
     ]  # fmt: skip
@@ -115,7 +119,9 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     parser.add_argument("script", type=Path, help="the folder of train_vqgan.py")
     parser.add_argument("photographs", type=Path, help="a folder with train/ and validation/")
     parser.add_argument("output", type=Path)
-    parser.add_argument("--steps", type=int, default=600, help="of the script, which gives every other one to the discriminator")
+    parser.add_argument(
+        "--steps", type=int, default=600, help="of the script, which gives every other one to the discriminator"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=[*CODEBOOKS], default=["stock", "joint"])
     parser.add_argument("--train", help=argparse.SUPPRESS)  # in a process of its own
@@ -133,7 +139,11 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             # the script's is of 512 channels and depth 6, for 256 pixels
             (folder / "discriminator.json").write_text(json.dumps({"hidden_channels": 64, "depth": 5}))
             begin = time.perf_counter()
-            command = [sys.executable, __file__, *(str(p.absolute()) for p in (options.script, options.photographs, options.output))]
+            command = [
+                sys.executable,
+                __file__,
+                *(str(p.absolute()) for p in (options.script, options.photographs, options.output)),
+            ]
             command += ["--train", name, "--steps", str(options.steps), "--seed", str(options.seed)]
             with (folder / "log.txt").open("w") as log:
                 subprocess.run(command, check=True, stdout=log, stderr=log, env={**os.environ, "HF_HUB_OFFLINE": "1"})

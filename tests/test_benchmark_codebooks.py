@@ -258,6 +258,21 @@ def test_neighbors_are_kept_where_codes_are_the_words_turned_and_not_by_chance()
     assert kept == pytest.approx(chance, abs=0.02)
 
 
+def test_what_words_say_tells_classes_apart_where_codes_alone_do_not():
+    rng = np.random.default_rng(0)
+    hats = torch.tensor(rng.permutation(3000) < 1500)  # the words of one class, among 3,000
+    vectors = [torch.randn(3000, 40, generator=torch.Generator().manual_seed(1)) + 3.0 * hats[:, None]]
+    counts, classes = {}, {}
+    for split, number in (("train", 60), ("validation", 30), ("test", 200)):
+        classes[split] = ["hat" if i % 2 else "dress" for i in range(number)]
+        of_class = [np.flatnonzero(hats.numpy() == (name == "hat")) for name in classes[split]]
+        counts[split] = np.stack([np.bincount(rng.choice(own, 30), minlength=3000) for own in of_class])
+    reduced = [words._principal(own) for own in vectors]
+    np.testing.assert_allclose((reduced[0] ** 2).mean(0), 1, rtol=1e-9)
+    assert words._fit_means(counts, classes, reduced) > 0.98
+    assert words._fit_means(counts, classes, [rng.permutation(reduced[0])]) < 0.8
+
+
 def test_counts_of_codes_are_of_the_middle_and_a_classifier_reads_them(tmp_path):
     from PIL import Image
 
@@ -285,6 +300,10 @@ def test_counts_of_codes_are_of_the_middle_and_a_classifier_reads_them(tmp_path)
     assert (counts[:, :2].sum(1) == 64).all()
     expected = (np.asarray(Image.open(files[0]))[1:9, 3:11, 0] > 127).sum()
     assert counts[0, 1] == expected
+    vectors = [torch.eye(2), torch.ones(3, 2)]
+    assert {"by_meaning", "by_shuffled"} <= set(
+        words.classify_clothing(model, Bright(), (2, 3), tmp_path, side=8, vectors=vectors)
+    )
     figures = words.classify_clothing(model, Bright(), (2, 3), tmp_path, side=8)
     assert figures == {"accuracy": 1.0, "chance": pytest.approx(8 / 12)}
 
