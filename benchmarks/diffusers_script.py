@@ -77,16 +77,17 @@ def train(script: Path, photographs: Path, folder: Path, name: str, steps: int, 
     if name != "stock":
         source = source.replace(LINE, OURS)
     sys.path.insert(0, str(script))
-    sys.argv = [
-        "train_vqgan.py", "--train_data_dir", str(photographs / "train"), "--output_dir", str(folder / "output"),
-        "--model_config_name_or_path", str(folder / "config.json"), "--resolution", str(SIDE), "--center_crop",
-        "--discriminator_config_name_or_path", str(folder / "discriminator.json"), "--train_batch_size", "8",
-        "--timm_model_layers", "blocks0|blocks1|blocks2|blocks3", "--max_train_steps", str(steps), "--seed", str(seed),
-        "--learning_rate", "5e-4", "--discr_learning_rate", "5e-4", "--lr_scheduler", "constant",
-        "--discr_lr_scheduler", "constant", "--lr_warmup_steps", "0", "--report_to", "tensorboard", "--checkpointing_steps", str(10 * steps),
-        "--validation_steps", str(10 * steps), "--validation_images", str(next((photographs / "validation").iterdir())),
-        "--cache_dir", str(folder / "cache"),
-    ]  # fmt: skip
+    settings = {
+        "train_data_dir": photographs / "train", "cache_dir": folder / "cache", "output_dir": folder / "output",
+        "model_config_name_or_path": folder / "config.json", "resolution": SIDE, "train_batch_size": 8, "seed": seed,
+        "discriminator_config_name_or_path": folder / "discriminator.json", "max_train_steps": steps,
+        "timm_model_layers": "blocks0|blocks1|blocks2|blocks3", "learning_rate": 5e-4, "discr_learning_rate": 5e-4,
+        "lr_scheduler": "constant", "discr_lr_scheduler": "constant", "lr_warmup_steps": 0, "report_to": "tensorboard",
+        "checkpointing_steps": 10 * steps, "validation_steps": 10 * steps,
+        "validation_images": next((photographs / "validation").iterdir()),
+    }  # fmt: skip
+    sys.argv = ["train_vqgan.py", "--center_crop"]
+    sys.argv += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     exec(compile(source, str(script / "train_vqgan.py"), "exec"), {"__name__": "__main__"})
 
 
